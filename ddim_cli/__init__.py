@@ -1,0 +1,29 @@
+"""DDIM sampling (Song, Meng, Ermon, arXiv:2010.02502) as a command-line tool and a small library.
+
+``DDIMScheduler``, ``load_model`` and ``sample`` are imported on first use, so that ``import
+ddim_cli`` and ``ddim --help`` do not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "DDIMScheduler": "ddim_cli.schedulers.ddim",
+    "load_model": "ddim_cli.models.load",
+    "sample": "ddim_cli.sampling.api",
+}
+
+__all__ = ["DDIMScheduler", "__version__", "load_model", "sample"]
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
