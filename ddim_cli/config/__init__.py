@@ -1,0 +1,1 @@
+"""TOML files, --set and flags -> validated, frozen settings. Never imports torch."""
