@@ -1,0 +1,72 @@
+"""Combinations of settings that cannot work, each refused with the reason and the remedy. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
+from ddim_cli.errors import ConfigError
+
+# The schedules that run from beta_start to beta_end.
+_BOUNDED = ("linear", "scaled_linear", "sigmoid")
+
+
+def check_betas(scheduler: SchedulerSettings) -> None:
+    """Raise ConfigError unless the settings give T betas in [0, 1], none but the last equal to 1."""
+    betas, total = scheduler.trained_betas, scheduler.num_train_timesteps
+    if betas is not None:
+        if len(betas) != total:
+            raise ConfigError(
+                f"scheduler.trained_betas has {len(betas)} values, but scheduler.num_train_timesteps = {total}; "
+                "they must be as many"
+            )
+        for t, beta in enumerate(betas):
+            # Beta 1 is complete noise, which only the last step may reach.
+            if not (0 <= beta < 1 or (beta == 1 and t == total - 1)):
+                raise ConfigError(f"scheduler.trained_betas[{t}] = {beta}: a beta lies in [0, 1)")
+    elif scheduler.beta_schedule in _BOUNDED and scheduler.beta_start > scheduler.beta_end:
+        raise ConfigError(
+            f"scheduler.beta_start = {scheduler.beta_start} is above scheduler.beta_end = {scheduler.beta_end}; "
+            "betas grow with t: exchange them"
+        )
+    if scheduler.rescale_betas_zero_snr and total < 2:
+        raise ConfigError("scheduler.rescale_betas_zero_snr needs at least 2 training timesteps")
+
+
+def _reaches_zero_snr(scheduler: SchedulerSettings) -> bool:
+    return scheduler.rescale_betas_zero_snr or (
+        scheduler.trained_betas is not None and scheduler.trained_betas[-1] == 1
+    )
+
+
+def _first_beta(scheduler: SchedulerSettings) -> float:
+    if scheduler.trained_betas is not None:
+        return scheduler.trained_betas[0]
+    return scheduler.beta_start if scheduler.beta_schedule in ("linear", "scaled_linear") else math.inf
+
+
+def check_combination(scheduler: SchedulerSettings, sampling: SamplingSettings, timesteps: Sequence[int]) -> None:
+    """Raise ConfigError where the step would divide by zero or the settings contradict each other."""
+    check_betas(scheduler)
+    last = scheduler.num_train_timesteps - 1
+    if scheduler.prediction_type == "epsilon" and last in timesteps and _reaches_zero_snr(scheduler):
+        raise ConfigError(
+            f"at timestep {last} alpha_bar is 0, where x0 cannot be derived from a predicted epsilon; use a network "
+            f'with prediction_type = "v_prediction", or a grid without {last} (timestep_spacing = "leading")'
+        )
+    if 0 in timesteps and _first_beta(scheduler) == 0:
+        for reason, holds in (
+            ('prediction_type = "sample"', scheduler.prediction_type == "sample"),
+            ("use_clipped_model_output", sampling.use_clipped_model_output),
+        ):
+            if holds:
+                raise ConfigError(
+                    f"at timestep 0 beta is 0 and alpha_bar 1, where {reason} cannot derive epsilon from x0; use a "
+                    "beta_start above 0, or a grid without timestep 0"
+                )
+    if sampling.variance == "large" and sampling.eta not in (0.0, 1.0):
+        raise ConfigError(
+            f'sampling.variance = "large" implies eta 1, but sampling.eta = {sampling.eta}; '
+            "leave eta out, or set it to 1"
+        )

@@ -1,0 +1,65 @@
+"""One step of DDIM, as the paper writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
+from ddim_cli.diffusion.coefficients import Coefficients
+from ddim_cli.diffusion.thresholding import dynamic_threshold
+
+
+@dataclass(frozen=True)
+class X0Treatment:
+    """What is done to a predicted x0 before it is used.
+
+    ``clip``: the bound to clip to, or None. ``threshold``: (ratio, max_value) of dynamic
+    thresholding, which replaces clipping, or None. ``rederive_epsilon``: whether epsilon is then
+    derived again, so that x0 and epsilon still make up x_t (use_clipped_model_output).
+    """
+
+    clip: float | None = None
+    threshold: tuple[float, float] | None = None
+    rederive_epsilon: bool = False
+
+    @classmethod
+    def of(cls, scheduler: SchedulerSettings, sampling: SamplingSettings) -> X0Treatment:
+        if scheduler.thresholding:
+            threshold = (scheduler.dynamic_thresholding_ratio, scheduler.sample_max_value)
+            return cls(threshold=threshold, rederive_epsilon=sampling.use_clipped_model_output)
+        clip = scheduler.clip_sample_range if scheduler.clip_sample else None
+        return cls(clip=clip, rederive_epsilon=sampling.use_clipped_model_output)
+
+
+def predict(x: Tensor, output: Tensor, c: Coefficients, treatment: X0Treatment) -> tuple[Tensor, Tensor]:
+    """x0 and epsilon from x_t and the network's output; all float32 [B, ...]."""
+    x0 = c.x0_from_x * x + c.x0_from_output * output
+    if treatment.threshold is not None:
+        x0 = dynamic_threshold(x0, *treatment.threshold)
+    elif treatment.clip is not None:
+        x0 = x0.clamp(-treatment.clip, treatment.clip)
+    if treatment.rederive_epsilon:
+        return x0, (x - c.signal * x0) * c.inverse_noise
+    return x0, c.epsilon_from_x * x + c.epsilon_from_output * output
+
+
+def ddim_step(
+    x: Tensor, output: Tensor, c: Coefficients, treatment: X0Treatment, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x_t -> x_prev (DDIM, eq. 12): prev_signal x0 + direction epsilon + sigma noise.
+
+    Args:
+        x: the state x_t, float32 [B, ...].
+        output: the network's output at x_t, [B, ...]; raised to float32 if it is narrower.
+        c: the step's coefficients, 0-d on x's device.
+        treatment: clipping, thresholding and what follows from them.
+        noise: standard normal [B, ...], or None for none.
+
+    Returns:
+        x_prev and the predicted x0, float32 [B, ...].
+    """
+    x0, epsilon = predict(x, output.to(x.dtype), c, treatment)
+    x_prev = c.prev_signal * x0 + c.direction * epsilon
+    return (x_prev if noise is None else x_prev + c.sigma * noise), x0

@@ -1,0 +1,1 @@
+"""DDIMScheduler: the mathematics of `diffusion` behind diffusers' scheduler interface."""

@@ -1,0 +1,218 @@
+"""A DDIM scheduler that can stand in for diffusers' in a hand-written loop or a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from pydantic import ValidationError
+from torch import Tensor
+
+from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
+from ddim_cli.diffusion.betas import make_betas
+from ddim_cli.diffusion.coefficients import (
+    Coefficients,
+    StepTable,
+    final_alpha_bar,
+    make_inverse_table,
+    make_table,
+)
+from ddim_cli.diffusion.grids import timestep_grid
+from ddim_cli.diffusion.rules import check_betas
+from ddim_cli.diffusion.step import X0Treatment, ddim_step
+from ddim_cli.errors import ConfigError
+
+
+@dataclass
+class DDIMSchedulerOutput(BaseOutput):
+    """``prev_sample`` is x_prev, ``pred_original_sample`` the predicted x0; both [B, ...] in the sample's dtype."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class DDIMScheduler(SchedulerMixin, ConfigMixin):
+    """DDIM (Song, Meng, Ermon, arXiv:2010.02502) with diffusers' constructor, methods and JSON file.
+
+    Every constructor argument is a key of [scheduler] with its default; beyond diffusers' there are
+    the schedules ``sigmoid``, ``laplace`` and ``exp``, the spacings ``quadratic`` and ``uniform``,
+    and ``previous_timestep`` ("grid": a step goes to the next entry of the grid; "diffusers": to
+    t - T // N). Put it into a pipeline with ``pipe.scheduler = ...``; the constructor of
+    DDIMPipeline would replace it with diffusers' own.
+
+    Raises:
+        ConfigError: (an ordinary exception with a sentence) for values that cannot work.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        previous_timestep: str = "grid",
+    ):
+        keys = {key: getattr(self.config, key) for key in SchedulerSettings.model_fields}
+        if trained_betas is not None:
+            keys["trained_betas"] = tuple(float(beta) for beta in trained_betas)
+        try:
+            self.settings = SchedulerSettings.model_validate(keys)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"DDIMScheduler: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+        check_betas(self.settings)
+        self.betas = make_betas(self.settings).float()
+        alpha_bars = torch.cumprod(1 - make_betas(self.settings), 0)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = alpha_bars.float()
+        self.final_alpha_cumprod = final_alpha_bar(alpha_bars, set_alpha_to_one).float()
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+        self._sampling = SamplingSettings()
+        self._tables: dict[tuple, StepTable] = {}
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the grid: ``num_inference_steps`` by the spacing, or an explicit descending list ``timesteps``.
+
+        Raises:
+            ConfigError: for a grid that is not strictly descending inside [0, T-1].
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ConfigError("set_timesteps takes either num_inference_steps or timesteps")
+        if timesteps is not None:
+            self._sampling = SamplingSettings(timesteps=tuple(int(t) for t in timesteps))
+        elif num_inference_steps < 1:
+            raise ConfigError(f"num_inference_steps = {num_inference_steps}; it must be at least 1")
+        else:
+            self._sampling = SamplingSettings(steps=int(num_inference_steps))
+        self._grid = timestep_grid(self.settings, self._sampling)
+        self._index = {t: i for i, t in enumerate(self._grid)}
+        self._tables.clear()
+        self.num_inference_steps = len(self._grid)
+        self.timesteps = torch.tensor(self._grid, dtype=torch.int64, device=device)
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """The network's input for x_t: in DDIM, x_t itself."""
+        return sample
+
+    def _row(self, kind: str, timestep: int | Tensor, sample: Tensor, **sampling) -> Coefficients:
+        """The coefficients of the step at ``timestep``, from a table made once for its settings and device."""
+        if self.num_inference_steps is None:
+            raise ConfigError("call set_timesteps before stepping")
+        t = int(timestep)
+        if t not in self._index:
+            raise ConfigError(f"timestep {t} is not in the grid {self._grid[:3]}...; see scheduler.timesteps")
+        key = (kind, sample.device, *sampling.values())
+        if key not in self._tables:
+            chosen = self._sampling.model_copy(update=sampling)
+            make = make_table if kind == "sample" else make_inverse_table
+            self._tables[key] = make(self.settings, chosen, self._grid, sample.device)
+        return self._tables[key].row(self._index[t])
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        variance: str = "ddim",
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """x_t -> x_prev, computed in float32 (float64 for a float64 sample), returned in the sample's dtype.
+
+        Args:
+            model_output: the network's output at x_t, [B, ...].
+            timestep: t, an entry of the grid.
+            sample: x_t, [B, ...].
+            eta: 0 for DDIM, 1 for DDPM's noise.
+            use_clipped_model_output: derive epsilon again from the clipped x0.
+            generator: of the noise; one, or a list of one an image.
+            variance_noise: standard normal noise [B, ...] to use in place of a generator's.
+            return_dict: return a DDIMSchedulerOutput, else the tuple (x_prev, x0).
+            variance: "large" for noise of variance 1 - alpha_bar_t / alpha_bar_prev, none in the
+                last step, with the direction term of eta 1.
+        """
+        row = self._row(
+            "sample",
+            timestep,
+            sample,
+            eta=float(eta),
+            variance=variance,
+            use_clipped_model_output=bool(use_clipped_model_output),
+        )
+        state = sample if sample.dtype == torch.float64 else sample.float()
+        noise = None
+        if eta > 0 or variance == "large":
+            if variance_noise is not None and generator is not None:
+                raise ConfigError("step takes either generator or variance_noise, not both")
+            noise = variance_noise
+            if noise is None:
+                noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=state.dtype)
+        treatment = X0Treatment.of(
+            self.settings, SamplingSettings(use_clipped_model_output=bool(use_clipped_model_output))
+        )
+        x_prev, x0 = ddim_step(state, model_output, row, treatment, noise)
+        x_prev, x0 = x_prev.to(sample.dtype), x0.to(sample.dtype)
+        return DDIMSchedulerOutput(x_prev, x0) if return_dict else (x_prev, x0)
+
+    def step_inverse(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, return_dict: bool = True
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """From the level that sampling reaches from ``timestep`` back up to level ``timestep``.
+
+        DDIM, section 5.4, with the output at ``timestep``. Clipping and thresholding are off.
+        ``prev_sample`` is x at level ``timestep``.
+        """
+        row = self._row("inverse", timestep, sample)
+        state = sample if sample.dtype == torch.float64 else sample.float()
+        x_t, x0 = ddim_step(state, model_output, row, X0Treatment())
+        x_t, x0 = x_t.to(sample.dtype), x0.to(sample.dtype)
+        return DDIMSchedulerOutput(x_t, x0) if return_dict else (x_t, x0)
+
+    def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply ``like``."""
+        self.alphas_cumprod = self.alphas_cumprod.to(like.device)
+        alpha_bar = self.alphas_cumprod[timesteps.to(like.device)].flatten()
+        alpha_bar = alpha_bar.view(-1, *[1] * (like.ndim - 1))
+        return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x0 -> x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise; timesteps int64 [B] or [1]."""
+        signal, deviation = self._levels(timesteps, original_samples)
+        return signal * original_samples + deviation * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x0 (Salimans and Ho, arXiv:2202.00512)."""
+        signal, deviation = self._levels(timesteps, sample)
+        return signal * noise - deviation * sample
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
