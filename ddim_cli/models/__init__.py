@@ -1,0 +1,1 @@
+"""Where a network comes from: the models that ship in the package, and diffusers directories."""
