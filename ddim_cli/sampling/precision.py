@@ -1,0 +1,126 @@
+"""Device, dtype and batch size: what the settings' ``auto`` means on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+from ddim_cli.config.schema import RuntimeSettings
+from ddim_cli.errors import UsageError
+from ddim_cli.models.describe import ModelDescription
+from ddim_cli.sampling.plan import even_batch_size
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Beyond these, larger batches were not faster; on a CPU they only make progress coarser.
+MOST_ON_CPU, MOST_ON_GPU = 32, 512
+SHARE_OF_MEMORY = 0.5
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: cuda, else mps, else cpu. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            build = "was built without CUDA" if torch.version.cuda is None else "sees no GPU"
+            raise UsageError(f"device {name}: there is none here (torch {torch.__version__} {build}); use --device cpu")
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise UsageError(f"device {name}: there is no such GPU; this machine has cuda:0 to cuda:{count - 1}")
+        return torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device mps: there is none here; use --device cpu")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: bfloat16 on a CUDA device that has it in hardware, else float32."""
+    if name == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    return DTYPES[name]
+
+
+def set_tf32(allowed: bool) -> None:
+    """Allow or forbid TF32 in matrix products and convolutions; torch's own default allows it in cuDNN."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        try:
+            with open("/proc/cpuinfo") as stream:
+                names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
+            if names:
+                return names[0]
+        except OSError:
+            pass
+    return platform.processor() or platform.machine()
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on the device, or on the host for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def activation_bytes(model: ModelDescription, dtype: torch.dtype) -> int:
+    """Rough memory one image takes in a forward pass: the skip connections, and a dozen tensors of the widest level."""
+    height, width = model.size
+    widths = model.network.get("block_out_channels", [224, 448, 672, 896])
+    layers = model.network.get("layers_per_block", 2)
+    levels = [width_i * (height >> i) * (width >> i) for i, width_i in enumerate(widths)]
+    return (sum(levels) * (layers + 1) + 12 * max(levels)) * dtype.itemsize
+
+
+def choose_batch_size(
+    asked: int | str, count: int, model: ModelDescription | None, device: torch.device, dtype: torch.dtype
+) -> int:
+    """The batch size for ``count`` images; ``auto``: what memory allows, in batches of equal size.
+
+    Of a network from outside (``model`` None) nothing is known, and 32 is the most.
+    """
+    if asked != "auto":
+        return int(asked)
+    most = MOST_ON_CPU if device.type == "cpu" or model is None else MOST_ON_GPU
+    if model is not None:
+        by_memory = int(available_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype))
+        most = max(1, min(most, by_memory))
+    return even_batch_size(max(1, count), most)
+
+
+def runtime_record(settings: RuntimeSettings, device: torch.device, dtype: torch.dtype, batch_size: int) -> dict:
+    """What of the machine and its settings bears on the pictures, for the sidecar."""
+    import diffusers
+
+    from ddim_cli import __version__
+
+    return {
+        "device": str(device),
+        "device_name": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "tf32": settings.tf32,
+        "compile": settings.compile,
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "ddim_cli": __version__,
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,54 @@
+"""What all pictures of a run have in common: the sections that every sidecar and run.json share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddim_cli.config.schema import Config
+from ddim_cli.sampling.resolve import Run
+
+# Which seeds a plan has, and where its files go, say nothing about one picture.
+_NOT_OF_A_PICTURE = {"sampling": {"num_images", "seed", "seeds", "batch_size"}, "output": ...}
+
+
+def sampling_record(run: Run) -> dict[str, Any]:
+    """The section ``sampling``: what was asked for, and the timesteps that ran."""
+    settings = run.config.sampling
+    return {
+        "steps": settings.steps if settings.timesteps is None else len(run.timesteps),
+        "eta": 1.0 if settings.variance == "large" else settings.eta,
+        "timesteps": list(run.timesteps),
+        "variance": settings.variance,
+        "use_clipped_model_output": settings.use_clipped_model_output,
+    }
+
+
+def config_record(config: Config) -> dict[str, Any]:
+    """The resolved config of one picture: enough to make it again, given its seed."""
+    return config.model_dump(mode="json", exclude=_NOT_OF_A_PICTURE, exclude_none=True)
+
+
+def model_record(run: Run) -> dict[str, Any]:
+    """The section ``model``, without what only the loaded network knows; empty for a network from outside."""
+    if run.model is None:
+        return {"source": None, "kind": "callable", "sha256": None}
+    return {
+        "source": run.model.source,
+        "kind": run.model.kind,
+        "revision": None,
+        "class": run.model.network.get("_class_name", "UNet2DModel"),
+        "parameters": run.model.parameters,
+        "sha256": run.model.sha256,
+    }
+
+
+def make_record(run: Run, runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """The shared sections, in the order in which they are written."""
+    return {
+        "sampling": sampling_record(run),
+        "scheduler": run.config.scheduler.model_dump(mode="json"),
+        "model": model_record(run),
+        "runtime": dict(runtime),
+        "config": config_record(run.config),
+    }

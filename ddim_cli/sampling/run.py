@@ -1,0 +1,225 @@
+"""One run, from settings that are known to work to files on disk."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim_cli.diffusion.coefficients import make_table
+from ddim_cli.diffusion.step import X0Treatment
+from ddim_cli.errors import InterruptedRunError, RunError, UsageError
+from ddim_cli.models.load import load_described
+from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.sidecar import identity, identity_hash
+from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.sampling.loop import Network, Sampler, run_batches
+from ddim_cli.sampling.plan import Shard
+from ddim_cli.sampling.precision import (
+    choose_batch_size,
+    choose_device,
+    choose_dtype,
+    runtime_record,
+    set_tf32,
+)
+from ddim_cli.sampling.record import make_record
+from ddim_cli.sampling.resolve import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on this machine: ``seeds`` are this process's share of the plan, before what is done is taken out."""
+
+    run: Run
+    seeds: tuple[int, ...]
+    shard: Shard
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    record: Mapping[str, Any]
+    folder: OutputFolder
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return identity(self.record)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did: images made now, images there already, seconds from the first batch to the last file."""
+
+    made: int
+    present: int
+    seconds: float
+    folder: Path
+    grid: Path | None
+    finished: bool
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.made / self.seconds if self.made and self.seconds > 0 else None
+
+    def as_json(self) -> dict[str, Any]:
+        rate = self.images_per_second
+        return {
+            "images": self.made + self.present,
+            "made": self.made,
+            "present": self.present,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(rate, 3) if rate else None,
+            "folder": str(self.folder),
+            "grid": str(self.grid) if self.grid else None,
+            "finished": self.finished,
+        }
+
+
+class Reporter:
+    """Told what a run is doing. This one says nothing."""
+
+    def loading(self, job: Job) -> None:
+        """The weights are about to be loaded."""
+
+    def started(self, job: Job, todo: Sequence[int]) -> None:
+        """Sampling begins with these seeds."""
+
+    def step(self, done: int) -> None:
+        """A step of the current batch has been launched; ``done`` of them so far."""
+
+    def batch(self, images: int) -> None:
+        """A batch of this many images has been handed to the writers."""
+
+    def stopped(self) -> None:
+        """No more of the above follows."""
+
+
+def make_sampler(
+    run: Run, network: Network, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]
+) -> Sampler:
+    """What the denoising loop needs. Raises ConfigError for a grid whose coefficients cannot be computed."""
+    config = run.config
+    return Sampler(
+        network=network,
+        table=make_table(config.scheduler, config.sampling, run.timesteps, device),
+        treatment=X0Treatment.of(config.scheduler, config.sampling),
+        shape=shape,
+        device=device,
+        dtype=dtype,
+        draws_noise=config.sampling.eta > 0 or config.sampling.variance == "large",
+    )
+
+
+def make_job(run: Run, shard: Shard = Shard()) -> Job:
+    """Settle device, dtype, batch size and folder. Reads the weights only to hash them.
+
+    Raises:
+        UsageError: for a device that is not there, or a folder that cannot be used.
+        ConfigError: for coefficients that cannot be computed.
+    """
+    config = run.config
+    device = choose_device(config.runtime.device)
+    dtype = choose_dtype(config.runtime.dtype, device)
+    make_table(config.scheduler, config.sampling, run.timesteps)
+    seeds = shard.of(config.seeds())
+    batch_size = choose_batch_size(config.sampling.batch_size, len(seeds), run.model, device, dtype)
+    record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size))
+    name = f"{run.model.name}-{record['sampling']['steps']}steps-{identity_hash(record)}"
+    path = Path(config.output.dir).expanduser() if config.output.dir else Path("outputs") / name
+    folder = OutputFolder(path, config.output.subdirs)
+    folder.check_usable()
+    return Job(run, seeds, shard, device, dtype, batch_size, record, folder)
+
+
+def compiled(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The network through torch.compile. Raises UsageError where a CPU build has no C++ compiler."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        raise UsageError("--compile needs a C++ compiler, and none was found; install one, or use --no-compile")
+    return torch.compile(network)
+
+
+def load_network(job: Job) -> Network:
+    """The job's network on its device, in its dtype, compiled if asked for."""
+    set_tf32(job.run.config.runtime.tf32)
+    model = load_described(job.run.model, job.device, job.dtype)
+    if not job.run.config.runtime.compile:
+        return model
+    network = compiled(model.network, job.device)
+    return lambda x, timesteps: network(x, timesteps, return_dict=False)[0]
+
+
+def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Reporter) -> int:
+    """Make the pictures of ``todo``; how many there are now. On Ctrl-C, what was denoised is still written."""
+    model = job.run.model
+    sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
+    writer = PictureWriter(job.folder, job.record)
+    made = 0
+    try:
+        for pictures in run_batches(sampler, todo, job.batch_size, reporter.step):
+            for picture in pictures:
+                writer.write(picture.seed, picture.pixels, picture.seconds)
+            made += len(pictures)
+            reporter.batch(len(pictures))
+    except KeyboardInterrupt:
+        reporter.stopped()
+        raise InterruptedRunError(
+            f"interrupted: {made} of {len(todo)} images were made and are in {job.folder.path}; "
+            "the same command goes on from there"
+        ) from None
+    except torch.OutOfMemoryError:
+        raise RunError(
+            f"out of memory on {job.device} with a batch of {job.batch_size}; use a smaller --batch-size"
+        ) from None
+    finally:
+        writer.close()
+    return made
+
+
+def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False) -> Summary:
+    """Make what is missing of a job.
+
+    Raises:
+        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+        RunError: if the run fails; what was finished stays.
+        InterruptedRunError: on Ctrl-C; likewise.
+    """
+    reporter = reporter or Reporter()
+    folder, settings = job.folder, job.identity
+    plan = job.run.config.seeds()
+    if not overwrite:
+        manifest = folder.read_manifest()
+        if manifest is not None:
+            folder.check_same(manifest, settings, folder.manifest)
+        todo = folder.missing(job.seeds, settings)
+    else:
+        todo = list(job.seeds)
+
+    network = None
+    if todo:
+        reporter.loading(job)
+        network = load_network(job)
+    folder.create()
+    if overwrite:
+        folder.clear(job.seeds, settings)
+    folder.start(plan, job.record)
+    started = time.perf_counter()
+    made = 0
+    if todo:
+        reporter.started(job, todo)
+        try:
+            made = _sample_into(job, todo, network, reporter)
+        finally:
+            reporter.stopped()
+    seconds = time.perf_counter() - started
+
+    grid_wanted = job.run.config.output.grid
+    finished = not folder.missing(folder.planned(), settings)
+    if finished and (
+        made or "totals" not in (folder.read_manifest() or {}) or (grid_wanted and not folder.grid.exists())
+    ):
+        folder.finish(made, seconds, grid_wanted)
+    grid = folder.grid if folder.grid.exists() else None
+    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, finished)

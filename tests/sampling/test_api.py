@@ -1,0 +1,105 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+
+from ddim_cli import load_model, sample
+from ddim_cli.config.schema import Config, SamplingSettings
+from ddim_cli.errors import ConfigError, ModelError, RunError, UsageError
+
+
+def test_yields_what_the_command_writes(ddim, tiny_model, tmp_path):
+    settings = {"steps": 5, "num_images": 3, "seed": 4, "eta": 0.5}
+    found = list(sample({"sampling": settings}, model=tiny_model))
+    flags = [str(x) for x in ("--steps", 5, "-n", 3, "--seed", 4, "--eta", 0.5)]
+    assert ddim("sample", "-m", tiny_model, *flags, "-o", "out").exit_code == 0
+    assert [p.seed for p in found] == [4, 5, 6]
+    for p in found:
+        file = tmp_path / "out" / f"{p.seed:06d}.png"
+        assert np.array_equal(np.asarray(p.image), np.asarray(Image.open(file)))
+        assert p.tensor.shape == (3, 8, 8)
+        assert p.tensor.dtype == torch.float32
+        sidecar = json.loads(file.with_suffix(".json").read_text())
+        for key in ("timing", "created"):
+            del sidecar[key]
+        for key in ("file", "bytes"):
+            del sidecar["image"][key]
+        assert p.metadata == sidecar
+
+
+def test_a_config_object_leaves_the_models_own_settings_alone(tiny_model, tmp_path):
+    import shutil
+
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model, directory)
+    path = directory / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "timestep_spacing": "trailing"}))
+    [picture] = sample(Config(sampling=SamplingSettings(steps=2, num_images=1)), model=directory)
+    assert picture.metadata["sampling"]["timesteps"] == [999, 499]
+
+
+def test_a_callable_with_the_exact_epsilon_of_a_point_mass():
+    """All data at 0.5: epsilon = (x - sqrt(a) 0.5) / sqrt(1 - a), and every seed ends at 0.5."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - betas, 0).float()
+
+    def network(x, t):
+        a = alpha_bar[t].view(-1, 1, 1, 1)
+        return (x - a.sqrt() * 0.5) / (1 - a).sqrt()
+
+    config = {"sampling": {"steps": 13, "num_images": 5, "batch_size": 2}, "scheduler": {"clip_sample": False}}
+    found = list(sample(config, model=network, shape=(3, 4, 6)))
+    assert len(found) == 5
+    for p in found:
+        assert p.image.size == (6, 4)
+        torch.testing.assert_close(p.tensor, torch.full((3, 4, 6), 0.5), atol=1e-4, rtol=0)
+
+
+def test_a_module_tells_its_own_shape(tiny_model):
+    network = UNet2DModel.from_pretrained(tiny_model / "unet")
+    config = {"sampling": {"steps": 3, "num_images": 2}}
+    ours = [p.tensor for p in sample(config, model=tiny_model)]
+    theirs = [p.tensor for p in sample(config, model=network)]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_loaded_model_brings_its_description(tiny_model):
+    [p] = sample({"sampling": {"steps": 2, "num_images": 1}}, model=load_model(tiny_model))
+    assert p.metadata["model"]["sha256"]
+
+
+def test_mistakes(tiny_model):
+    with pytest.raises(UsageError, match="shape"):
+        sample({}, model=lambda x, t: x)
+    with pytest.raises(UsageError, match="channels"):
+        sample({}, model=lambda x, t: x, shape=(2, 8, 8))
+    with pytest.raises(ConfigError, match=r"config: unknown key sampling.step; did you mean sampling.steps"):
+        sample({"sampling": {"step": 3}})
+    with pytest.raises(ModelError, match="not found"):
+        sample({}, model="nothing")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_result_that_is_not_finite_names_seed_and_step(value):
+    """From the third step on, seed 5 alone goes wrong; the other rows of its batch stay finite."""
+    timesteps = [800, 600, 400, 200, 0]
+    noise = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(5))
+    seen = {}
+
+    def network(x, t):
+        if t[0] == 800:
+            seen["row"] = [i for i in range(len(x)) if torch.equal(x[i], noise)]
+        out = torch.zeros_like(x)
+        if t[0] <= 400:
+            out[seen["row"]] = value
+        return out
+
+    config = {"sampling": {"timesteps": timesteps, "num_images": 8, "batch_size": 4}}
+    found = []
+    with pytest.raises(RunError, match=r"seed 5: .* at step 3 of 5 \(timestep 400\)"):
+        found.extend(sample(config, model=network, shape=(1, 4, 4)))
+    assert [p.seed for p in found] == [0, 1, 2, 3]
