@@ -1,0 +1,63 @@
+"""The application: its commands, its help, its version."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ddim_cli import __version__
+from ddim_cli.cli.config import app as config_app
+from ddim_cli.cli.console import report
+from ddim_cli.cli.env import env
+from ddim_cli.cli.sample import sample
+
+HELP = """\
+[bold]Examples[/bold]
+
+\b
+ddim sample --steps 50 --eta 0.0               16 digits
+ddim sample -m path/to/model -n 64 -o out      64 images from your own model
+ddim sample -c run.toml --set sampling.eta=1   a config, one key changed
+ddim config init run.toml                      a config to start from
+
+Sample images from diffusion models with DDIM (Song, Meng, Ermon, arXiv:2010.02502).
+"""
+
+app = typer.Typer(
+    name="ddim",
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ddim {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample)
+app.add_typer(config_app, name="config")
+app.command(short_help="Versions, devices, and what a bug report needs.")(env)
+
+
+def main() -> None:
+    """Entry point of ``ddim`` and ``python -m ddim_cli``."""
+    try:
+        app()
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        sys.exit(report(error))

@@ -1,0 +1,155 @@
+"""``ddim config``: what settings hold and why, whether files are right, a file to start from."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddim_cli.cli import console
+from ddim_cli.cli.options import Json, Layers, Verbose, with_settings
+
+HELP = """\
+[bold]Examples[/bold]
+
+\b
+ddim config show -c run.toml --eta 0.5
+ddim config check configs/*.toml
+ddim config init run.toml
+
+Show, check and start configs.
+"""
+
+app = typer.Typer(
+    help=HELP,
+    short_help="Show, check and start configs.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command(short_help="Print every setting that holds, and where it came from.")
+@console.handles_errors
+@with_settings()
+def show(layers: Layers, verbose: Verbose = False, json: Json = False) -> None:
+    """
+    [bold]Examples[/bold]
+
+    \b
+    ddim config show -c configs/few_steps.toml --eta 0.5
+    ddim config show -m path/to/model > run.toml
+
+    Print every setting that holds, as TOML, each with where it came from.
+    """
+    from ddim_cli.config.write import render_resolved
+    from ddim_cli.sampling.resolve import resolve
+
+    run = resolve(layers)
+    for warning in run.warnings:
+        console.warn(warning)
+    if json:
+        origins = {key: run.resolved.origin(key) for key in run.resolved.origins}
+        console.print_json({"config": run.config.model_dump(mode="json"), "origins": origins})
+    else:
+        typer.echo(render_resolved(run.resolved), nl=False)
+
+
+@app.command(short_help="Say whether configs are right.")
+@console.handles_errors
+def check(
+    files: Annotated[list[Path], typer.Argument(help="TOML files, each judged by itself.", metavar="FILE...")],
+    verbose: Verbose = False,
+    json: Json = False,
+) -> None:
+    """
+    [bold]Examples[/bold]
+
+    \b
+    ddim config check configs/*.toml
+
+    Say whether configs are right; exit 2 and every problem, with file and line, if one is not.
+    """
+    from ddim_cli.config.layers import read_file
+    from ddim_cli.errors import ConfigError
+    from ddim_cli.sampling.resolve import resolve_loosely
+
+    problems: list[str] = []
+    results = []
+    for file in files:
+        try:
+            run = resolve_loosely([read_file(file)])
+        except ConfigError as error:
+            # Problems of single keys name their file already; contradictions between keys do not.
+            found = [p if p.startswith(str(file)) else f"{file}: {p}" for p in error.problems]
+            problems += found
+            results.append({"file": str(file), "ok": False, "problems": found})
+        else:
+            for warning in run.warnings:
+                console.warn(f"{file}: {warning}")
+            results.append({"file": str(file), "ok": True, "warnings": list(run.warnings)})
+            if not json:
+                typer.echo(f"{file}: ok")
+    if json:
+        console.print_json({"files": results})
+    for problem in problems:
+        console.show_error(problem)
+    if problems:
+        raise typer.Exit(ConfigError.exit_code)
+
+
+@app.command(short_help="Write a commented config to start from.")
+@console.handles_errors
+def init(
+    file: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A model's scheduler_config.json to translate.", metavar="JSON", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """
+    [bold]Examples[/bold]
+
+    \b
+    ddim config init run.toml
+    ddim config init run.toml --from path/to/model/scheduler/scheduler_config.json
+
+    Write a commented config to start from.
+    """
+    from ddim_cli.config.layers import table_layer
+    from ddim_cli.config.write import render_starter
+    from ddim_cli.errors import UsageError
+    from ddim_cli.models.describe import read_scheduler_config
+
+    if file.exists() and not overwrite:
+        raise UsageError(f"{file}: already there; replace it with --overwrite")
+    keys, unused = read_scheduler_config(source) if source is not None else ({}, [])
+    layer = table_layer({"scheduler": keys}, str(source))
+    try:
+        file.write_text(render_starter(layer.values), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
+    console.say(f"wrote {file}" + (f"; DDIM has no use for {', '.join(unused)}" if unused else ""))
+
+
+@app.command(short_help="Print the JSON Schema of a config.")
+@console.handles_errors
+def schema(verbose: Verbose = False) -> None:
+    """
+    [bold]Examples[/bold]
+
+    \b
+    ddim config schema > ddim.schema.json
+
+    Print the JSON Schema of a config, for editors that complete TOML keys.
+    """
+    from ddim_cli.config.schema import Config
+
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    typer.echo(json_module.dumps(found, indent=2))

@@ -1,0 +1,213 @@
+"""Options that commands share: every flag that stands for a TOML key, -c, --set, and the console's own."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ddim_cli.config.layers import Layer
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag and the TOML key it sets."""
+
+    key: str
+    type: Any
+    names: tuple[str, ...]
+    help: str
+    panel: str
+    metavar: str | None = None
+
+    def annotation(self) -> Any:
+        # Defaults are written [so], which rich would take for markup.
+        text = self.help.replace("[", "\\[")
+        option = typer.Option(
+            *self.names, help=text, rich_help_panel=self.panel, metavar=self.metavar, show_default=False
+        )
+        return Annotated[self.type | None, option]
+
+
+_MODEL, _SAMPLING, _SCHEDULER, _RUNTIME, _OUTPUT = "Model", "Sampling", "Scheduler", "Runtime", "Output"
+
+FLAGS: dict[str, Flag] = {
+    "model": Flag(
+        "model.source",
+        str,
+        ("--model", "-m"),
+        "A bundled model's name or a diffusers directory [mnist].",
+        _MODEL,
+        "SOURCE",
+    ),
+    "num_images": Flag("sampling.num_images", int, ("--num-images", "-n"), "Number of images [16].", _SAMPLING, "N"),
+    "seed": Flag(
+        "sampling.seed", int, ("--seed",), "Seed of the first image; the next has the next seed [0].", _SAMPLING, "S"
+    ),
+    "seeds": Flag(
+        "sampling.seeds", str, ("--seeds",), "Seeds one by one, in place of --seed and -n: 0-63,100.", _SAMPLING, "LIST"
+    ),
+    "batch_size": Flag(
+        "sampling.batch_size",
+        str,
+        ("--batch-size", "-b"),
+        "Images a batch, or auto: what memory allows [auto].",
+        _SAMPLING,
+        "N",
+    ),
+    "steps": Flag("sampling.steps", int, ("--steps",), "Number of denoising steps [50].", _SAMPLING, "N"),
+    "eta": Flag(
+        "sampling.eta", float, ("--eta",), "0: DDIM, deterministic. 1: the noise of DDPM [0.0].", _SAMPLING, "X"
+    ),
+    "beta_schedule": Flag(
+        "scheduler.beta_schedule",
+        str,
+        ("--beta-schedule",),
+        "linear, scaled_linear, squaredcos_cap_v2, sigmoid, laplace or exp [the model's].",
+        _SCHEDULER,
+        "NAME",
+    ),
+    "spacing": Flag(
+        "scheduler.timestep_spacing",
+        str,
+        ("--spacing",),
+        "leading, trailing, linspace, quadratic or uniform [the model's].",
+        _SCHEDULER,
+        "NAME",
+    ),
+    "prediction_type": Flag(
+        "scheduler.prediction_type",
+        str,
+        ("--prediction-type",),
+        "epsilon, sample or v_prediction [the model's].",
+        _SCHEDULER,
+        "NAME",
+    ),
+    "thresholding": Flag(
+        "scheduler.thresholding",
+        bool,
+        ("--thresholding/--no-thresholding",),
+        "Dynamic thresholding of the predicted x0 [the model's].",
+        _SCHEDULER,
+    ),
+    "clip_sample": Flag(
+        "scheduler.clip_sample",
+        bool,
+        ("--clip-sample/--no-clip-sample",),
+        "Clip the predicted x0 in every step [the model's].",
+        _SCHEDULER,
+    ),
+    "device": Flag("runtime.device", str, ("--device",), "auto, cpu, cuda, cuda:N or mps [auto].", _RUNTIME, "NAME"),
+    "dtype": Flag(
+        "runtime.dtype",
+        str,
+        ("--dtype",),
+        "Of the network: auto, float32, bfloat16 or float16 [auto].",
+        _RUNTIME,
+        "NAME",
+    ),
+    "compile": Flag(
+        "runtime.compile",
+        bool,
+        ("--compile/--no-compile",),
+        "Compile the network first; pays in long runs [no].",
+        _RUNTIME,
+    ),
+    "out": Flag("output.dir", str, ("--out", "-o"), "Output folder [outputs/MODEL-Nsteps-HASH].", _OUTPUT, "DIR"),
+    "grid": Flag("output.grid", bool, ("--grid/--no-grid",), "Write a contact sheet, grid.png [yes].", _OUTPUT),
+    "subdirs": Flag(
+        "output.subdirs", bool, ("--subdirs/--no-subdirs",), "A folder for every 1,000 seeds [no].", _OUTPUT
+    ),
+}
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="TOML file; may be given again, a later one wins.",
+        metavar="FILE",
+        show_default=False,
+        rich_help_panel="Settings",
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any TOML key, for example sampling.eta=0.5; may be given again.",
+        metavar="KEY=VALUE",
+        show_default=False,
+        rich_help_panel="Settings",
+    ),
+]
+# What `with_settings` hands to a command: settings, lowest first.
+Layers = list["Layer"]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel="Console")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more, and show tracebacks.", rich_help_panel="Console")
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object on stdout, everything else on stderr.", rich_help_panel="Console"),
+]
+
+
+def _flags_layer(given: dict[str, Any]) -> Layer:
+    from ddim_cli.config.layers import flags_layer
+
+    values: dict[str, tuple[str, Any]] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        flag = FLAGS[name]
+        if name == "batch_size" and value.isdecimal():
+            value = int(value)
+        on, _, off = flag.names[0].partition("/")
+        values[flag.key] = (off if value is False and off else on, value)
+    return flags_layer(values)
+
+
+def build_layers(config: list[Path] | None, assignments: list[str] | None, flags: dict[str, Any]) -> list[Layer]:
+    """Files, --set and flags as layers, lowest first. Raises ConfigError."""
+    from ddim_cli.config.layers import parse_set, read_file
+
+    return [*map(read_file, config or []), parse_set(assignments or []), _flags_layer(flags)]
+
+
+def with_settings(*names: str) -> Callable[[Callable], Callable]:
+    """Give a command -c, --set and the flags of ``names`` (all, if none is named), handed over as ``layers``.
+
+    The command's first parameter is ``layers``, a list of `Layer`; its own options follow.
+    """
+    chosen = names or tuple(FLAGS)
+
+    def decorate(command: Callable) -> Callable:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        settings = [
+            inspect.Parameter("config", keyword, default=None, annotation=ConfigFiles),
+            *(inspect.Parameter(n, keyword, default=None, annotation=FLAGS[n].annotation()) for n in chosen),
+            inspect.Parameter("assignments", keyword, default=None, annotation=Assignments),
+        ]
+        own = [p.replace(kind=keyword) for p in own]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            flags = {name: given.pop(name) for name in chosen}
+            layers = build_layers(given.pop("config"), given.pop("assignments"), flags)
+            return command(layers, **given)
+
+        parameters = [*settings, *own]
+        run.__signature__ = inspect.Signature(parameters)
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        del run.__wrapped__
+        return run
+
+    return decorate

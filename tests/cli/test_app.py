@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddim_cli import __version__
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (
+    ["sample"],
+    ["config"],
+    ["config", "show"],
+    ["config", "check"],
+    ["config", "init"],
+    ["config", "schema"],
+    ["env"],
+)
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_begins_with_examples(ddim, command):
+    result = ddim(*command, "--help")
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
+    assert lines[0].startswith("Usage:")
+    assert lines[1] == "Examples"
+    assert lines[2].startswith(" ".join(["ddim", *command]))
+
+
+def test_version(ddim):
+    assert ddim("--version").stdout.strip() == f"ddim {__version__}"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["sample", "--help"], ["config", "show"], ["config", "check", "configs/default.toml"]],
+    ids=" ".join,
+)
+def test_no_torch_where_none_is_needed(args):
+    """In a process of its own: what these import, the others of this session must not have imported before."""
+    code = (
+        "import sys\nfrom ddim_cli.cli.app import app\n"
+        f"try: app({args!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'diffusers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m(tmp_path):
+    command = [sys.executable, "-m", "ddim_cli", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.startswith("ddim ")
+
+
+def test_env(ddim):
+    found = json.loads(ddim("env", "--json").stdout)
+    assert found["ddim"] == __version__
+    assert found["torch"]
+    assert "mnist" in found["bundled models"]
+
+
+def test_unknown_things_are_usage_errors(ddim):
+    assert ddim("nonsense").exit_code == 2
+    assert ddim("sample", "--nonsense").exit_code == 2
+    assert ddim("sample", "--steps", "many").exit_code == 2
