@@ -1,0 +1,15 @@
+"""JSON as people read it: objects indented, lists on one line, keys in the order given."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def dump_json(value: Any, indent: int = 0) -> str:
+    """``value`` as JSON text without a final newline; NaN and infinities are refused with ValueError."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    pad = "  " * (indent + 1)
+    rows = (f"{pad}{json.dumps(k, ensure_ascii=False)}: {dump_json(v, indent + 1)}" for k, v in value.items())
+    return "{\n" + ",\n".join(rows) + "\n" + "  " * indent + "}"

@@ -1,0 +1,25 @@
+"""PNG files that know how they were made: an iTXt chunk named ``ddim`` holds the sidecar's text."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+CHUNK = "ddim"
+
+
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] with C = 1, 3 or 4 -> a PIL image of mode L, RGB or RGBA."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def encode_png(image: Image.Image, text: str | None = None) -> bytes:
+    """The bytes of a PNG; the same image and text give the same bytes."""
+    info = PngImagePlugin.PngInfo()
+    if text is not None:
+        info.add_itxt(CHUNK, text, zip=True)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

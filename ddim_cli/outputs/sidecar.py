@@ -1,0 +1,95 @@
+"""How a picture was made, as JSON: the sidecar beside the PNG and the same text inside it.
+
+A record is what all pictures of a run share: the sections sampling, scheduler, model, runtime and
+config. Its identity is the part of it that decides the pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from ddim_cli.outputs.jsontext import dump_json
+
+SCHEMA = "ddim-cli/sidecar/1"
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+# The steps asked for do not matter, only the grid that ran; nor does the device, up to rounding.
+_IDENTITY = {
+    "sampling": None,
+    "scheduler": None,
+    "model": ("sha256",),
+    "runtime": ("dtype", "tf32"),
+}
+_NOT_IDENTITY = {"sampling": ("steps",)}
+
+
+def identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the pictures, flat: "sampling.eta" -> 0.0."""
+    flat: dict[str, Any] = {}
+    for section, keys in _IDENTITY.items():
+        values = record.get(section)
+        values = values if isinstance(values, Mapping) else {}
+        for key in values if keys is None else keys:
+            if key not in _NOT_IDENTITY.get(section, ()):
+                flat[f"{section}.{key}"] = values.get(key)
+    return flat
+
+
+def identity_hash(record: Mapping[str, Any]) -> str:
+    """Eight hex digits over the identity."""
+    text = json.dumps(identity(record), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key of two identities that differs, with both values; None if none does."""
+    for key in [*now, *(k for k in before if k not in now)]:
+        if before.get(key) != now.get(key):
+            return key, before.get(key), now.get(key)
+    return None
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def describe_picture(record: Mapping[str, Any], seed: int, pixels: np.ndarray) -> dict[str, Any]:
+    """What can be said of a picture before it has a file. ``pixels`` is uint8 [H, W, C]."""
+    height, width, channels = pixels.shape
+    return {
+        "schema": SCHEMA,
+        "image": {
+            "width": width,
+            "height": height,
+            "mode": MODES[channels],
+            "pixels_sha256": hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest(),
+        },
+        "seed": seed,
+        **record,
+    }
+
+
+def complete(described: Mapping[str, Any], file: str, size: int, seconds: float) -> dict[str, Any]:
+    """The whole sidecar of a picture that was encoded as ``file`` of ``size`` bytes in ``seconds``."""
+    facts, config = dict(described), described["config"]
+    image = facts.pop("image")
+    del facts["schema"], facts["config"]
+    return {
+        "schema": described["schema"],
+        "image": {"file": file, "bytes": size, **image},
+        **facts,
+        "timing": {"seconds": round(seconds, 6)},
+        "created": utc_now(),
+        "config": config,
+    }
+
+
+def to_text(described: Mapping[str, Any]) -> str:
+    return dump_json(described) + "\n"
