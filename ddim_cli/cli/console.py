@@ -6,12 +6,13 @@ control characters.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json as json_module
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -93,9 +94,12 @@ def report(error: BaseException, as_json: bool = False, verbose: bool = False) -
     else:
         first = (str(error).strip().splitlines() or [""])[0]
         text, code = f"unexpected {type(error).__name__}: {first} (--verbose shows where)", 1
-    if verbose:
+    if verbose and not isinstance(error, InterruptedRunError):
         stderr().print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
-    show_error(text)
+    if isinstance(error, InterruptedRunError):
+        say(text)
+    else:
+        show_error(text)
     if as_json:
         print_json({"error": text, "exit_code": code})
     return code
@@ -121,10 +125,15 @@ class RunProgress:
         self._task = None
         self._status = None
 
-    def loading(self, job: Job) -> None:
+    def waiting(self, what: str) -> None:
+        """A spinner, on a terminal, until the run starts or stops."""
+        self._clear_status()
         if self._console.is_terminal:
-            self._status = self._console.status(f"loading {job.run.model.name}")
+            self._status = self._console.status(what)
             self._status.start()
+
+    def loading(self, job: Job) -> None:
+        self.waiting(f"loading {job.run.model.name}")
 
     def started(self, job: Job, todo: Sequence[int]) -> None:
         self._clear_status()
@@ -191,6 +200,19 @@ class RunProgress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[RunProgress | None]:
+    """The progress of a run, with a spinner while torch is imported; None where ``quiet``."""
+    shown = None if quiet else RunProgress()
+    try:
+        if shown is not None:
+            shown.waiting("loading torch")
+        yield shown
+    finally:
+        if shown is not None:
+            shown.stopped()
 
 
 def show_table(rows: Mapping[str, Any], title: str, style: str = "green") -> None:

@@ -59,14 +59,14 @@ def sample(
     if verbose and run.model.unused_scheduler_keys:
         unused = ", ".join(run.model.unused_scheduler_keys)
         console.say(f"{run.model.name}'s scheduler config has keys that DDIM has no use for: {unused}")
+    with console.progress(quiet) as progress:
+        from ddim_cli.sampling.run import execute, make_job
 
-    from ddim_cli.sampling.run import Reporter, execute, make_job
-
-    job = make_job(run, part)
-    if dry_run:
+        job = make_job(run, part)
+        summary = None if dry_run else execute(job, progress, overwrite)
+    if summary is None:
         show_plan(job, json)
         return
-    summary = execute(job, Reporter() if quiet else console.RunProgress(), overwrite)
     if json:
         console.print_json(summary.as_json())
     elif not quiet:

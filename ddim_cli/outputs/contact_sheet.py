@@ -24,6 +24,7 @@ def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), BACKGROUND)
     for i, image in enumerate(images):
         x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (height + GAP)
-        tile = image.convert("RGBA" if image.mode == "RGBA" else "RGB").resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(tile, (x, y), tile if tile.mode == "RGBA" else None)
+        mode = "RGBA" if image.mode == "RGBA" else "RGB"
+        tile = image.convert(mode).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(tile, (x, y), tile if mode == "RGBA" else None)
     return sheet
