@@ -12,6 +12,7 @@ from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import report
 from ddim_cli.cli.env import env
 from ddim_cli.cli.sample import sample
+from ddim_cli.cli.schedule import schedule
 
 HELP = """\
 [bold]Examples[/bold]
@@ -51,6 +52,7 @@ def _root(
 
 
 app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample)
+app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
 app.add_typer(config_app, name="config")
 app.command(short_help="Versions, devices, and what a bug report needs.")(env)
 

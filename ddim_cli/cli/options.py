@@ -181,33 +181,49 @@ def build_layers(config: list[Path] | None, assignments: list[str] | None, flags
     return [*map(read_file, config or []), parse_set(assignments or []), _flags_layer(flags)]
 
 
-def with_settings(*names: str) -> Callable[[Callable], Callable]:
-    """Give a command -c, --set and the flags of ``names`` (all, if none is named), handed over as ``layers``.
+def build_schedules(
+    config: list[Path] | None, assignments: list[str] | None, flags: dict[str, Any]
+) -> dict[str, list[Layer]]:
+    """As `build_layers`, but each file by itself: name -> layers. Raises ConfigError."""
+    files = {str(path): [path] for path in config or []} or {"defaults": []}
+    return {name: build_layers(paths, assignments, flags) for name, paths in files.items()}
 
-    The command's first parameter is ``layers``, a list of `Layer`; its own options follow.
-    """
-    chosen = names or tuple(FLAGS)
+
+def _with_shared(build: Callable, names: tuple[str, ...]) -> Callable[[Callable], Callable]:
+    """Give a command -c, --set and the flags of ``names``; what ``build`` makes of them is its first argument."""
 
     def decorate(command: Callable) -> Callable:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         keyword = inspect.Parameter.KEYWORD_ONLY
-        settings = [
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        parameters = [
             inspect.Parameter("config", keyword, default=None, annotation=ConfigFiles),
-            *(inspect.Parameter(n, keyword, default=None, annotation=FLAGS[n].annotation()) for n in chosen),
+            *(inspect.Parameter(n, keyword, default=None, annotation=FLAGS[n].annotation()) for n in names),
             inspect.Parameter("assignments", keyword, default=None, annotation=Assignments),
+            *(p.replace(kind=keyword) for p in own),
         ]
-        own = [p.replace(kind=keyword) for p in own]
 
         @functools.wraps(command)
         def run(**given: Any) -> Any:
-            flags = {name: given.pop(name) for name in chosen}
-            layers = build_layers(given.pop("config"), given.pop("assignments"), flags)
-            return command(layers, **given)
+            flags = {name: given.pop(name) for name in names}
+            return command(build(given.pop("config"), given.pop("assignments"), flags), **given)
 
-        parameters = [*settings, *own]
+        # Typer reads the options off the signature.
         run.__signature__ = inspect.Signature(parameters)
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         del run.__wrapped__
         return run
 
     return decorate
+
+
+def with_settings(*names: str) -> Callable[[Callable], Callable]:
+    """Give a command -c, --set and the flags of ``names`` (all, if none is named).
+
+    The command's first parameter takes them as a list of `Layer`; its own options follow.
+    """
+    return _with_shared(build_layers, names or tuple(FLAGS))
+
+
+def with_schedules(*names: str) -> Callable[[Callable], Callable]:
+    """As `with_settings`, but every -c file stands by itself: the first parameter is name -> list of `Layer`."""
+    return _with_shared(build_schedules, names)

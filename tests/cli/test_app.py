@@ -9,6 +9,7 @@ from ddim_cli import __version__
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
+    ["schedule"],
     ["sample"],
     ["config"],
     ["config", "show"],

@@ -1,0 +1,115 @@
+"""``ddim schedule``: the timestep grid and its coefficients, as a table or a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddim_cli.cli import console
+from ddim_cli.cli.options import Json, Verbose, with_schedules
+
+if TYPE_CHECKING:
+    from ddim_cli.config.layers import Layer
+    from ddim_cli.sampling.resolve import Run
+
+COLUMNS = ("step", "t", "prev t", "alpha_bar", "prev alpha_bar", "sigma", "SNR (dB)")
+
+
+@console.handles_errors
+@with_schedules("model", "steps", "eta", "beta_schedule", "spacing", "prediction_type")
+def schedule(
+    schedules: dict[str, list],
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw alpha_bar and SNR over t here.", metavar="FILE.png", show_default=False)
+    ] = None,
+    verbose: Verbose = False,
+    json: Json = False,
+) -> None:
+    """
+    [bold]Examples[/bold]
+
+    \b
+    ddim schedule --steps 10 --spacing trailing
+    ddim schedule -c a.toml -c b.toml --plot schedules.png
+    ddim schedule --steps 20 --eta 1 --json
+
+    Print the grid of timesteps and the coefficients of each step.
+
+    Each -c FILE is a schedule of its own here, so that schedules can be laid over one another.
+    """
+    shown = {name: _tabulate(name, layers) for name, layers in schedules.items()}
+    if plot is not None:
+        _draw(plot, shown)
+    if json:
+        console.print_json({"schedules": [{"name": name, **found[0]} for name, found in shown.items()]})
+    elif plot is None:
+        for name, (found, _) in shown.items():
+            _show(name, found)
+
+
+def _tabulate(name: str, layers: list[Layer]) -> tuple[dict[str, Any], Run]:
+    """The rows of a schedule, and the run they are of."""
+    from ddim_cli.diffusion.coefficients import make_table
+    from ddim_cli.outputs.schedule_plot import snr_db
+    from ddim_cli.sampling.resolve import resolve_loosely
+
+    run = resolve_loosely(layers)
+    for warning in run.warnings:
+        console.warn(f"{name}: {warning}")
+    table = make_table(run.config.scheduler, run.config.sampling, run.timesteps)
+    levels = zip(table.alpha_bar.tolist(), table.prev_alpha_bar.tolist(), table.sigma.tolist(), strict=True)
+    rows = [
+        {
+            "step": i,
+            "timestep": t,
+            "previous_timestep": previous if previous >= 0 else None,
+            "alpha_bar": alpha_bar,
+            "previous_alpha_bar": previous_alpha_bar,
+            "sigma": sigma,
+            # JSON has no infinities.
+            "snr_db": snr_db(alpha_bar) if 0 < alpha_bar < 1 else None,
+        }
+        for i, (t, previous, (alpha_bar, previous_alpha_bar, sigma)) in enumerate(
+            zip(run.timesteps, table.prev_timesteps, levels, strict=True), start=1
+        )
+    ]
+    steps = run.config.sampling.steps if run.config.sampling.timesteps is None else len(rows)
+    return {"asked": steps, "steps": len(rows), "rows": rows}, run
+
+
+def _show(name: str, found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    asked = f", {found['asked']} asked for" if found["asked"] != found["steps"] else ""
+    table = Table(title=f"{name}: {console.counted(found['steps'], 'step')}{asked}", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in found["rows"]:
+        previous = row["previous_timestep"]
+        table.add_row(
+            str(row["step"]),
+            str(row["timestep"]),
+            "end" if previous is None else str(previous),
+            *(f"{row[key]:.6f}" for key in ("alpha_bar", "previous_alpha_bar", "sigma")),
+            "-inf" if row["alpha_bar"] <= 0 else "inf" if row["snr_db"] is None else f"{row['snr_db']:.2f}",
+        )
+    console.stdout().print(table)
+
+
+def _draw(path: Path, shown: dict[str, tuple[dict[str, Any], Run]]) -> None:
+    from ddim_cli.diffusion.betas import make_alpha_bars
+    from ddim_cli.errors import UsageError
+    from ddim_cli.outputs.atomic import write_atomically
+    from ddim_cli.outputs.schedule_plot import Curve, draw_schedules
+
+    curves = [
+        Curve(name, make_alpha_bars(run.config.scheduler).tolist(), run.timesteps) for name, (_, run) in shown.items()
+    ]
+    picture = draw_schedules(curves)
+    try:
+        write_atomically(path, picture)
+    except OSError as error:
+        raise UsageError(f"--plot {path}: cannot be written: {error.strerror}") from None
+    console.say(f"wrote {path}")

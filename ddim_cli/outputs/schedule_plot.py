@@ -1,0 +1,60 @@
+"""alpha_bar and SNR over t, with the grids that are sampled marked. Drawn by matplotlib, of the ``plot`` extra."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+from ddim_cli.errors import UsageError
+
+# Hollow and of different shapes, so that grids which share timesteps stay apart.
+MARKERS = "os^Dv"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One schedule: ``alpha_bars`` of all T timesteps, and the ``timesteps`` of the grid."""
+
+    name: str
+    alpha_bars: Sequence[float]
+    timesteps: Sequence[int]
+
+
+def snr_db(alpha_bar: float) -> float:
+    """10 log10(alpha_bar / (1 - alpha_bar)): the signal-to-noise ratio of x_t in dB."""
+    if alpha_bar <= 0:
+        return -math.inf
+    return math.inf if alpha_bar >= 1 else 10 * math.log10(alpha_bar / (1 - alpha_bar))
+
+
+def draw_schedules(curves: Sequence[Curve]) -> bytes:
+    """A PNG with the curves overlaid: alpha_bar above, SNR below.
+
+    Raises:
+        UsageError: where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'ddim-cli[plot]'") from None
+    figure = Figure(figsize=(8, 7), dpi=120, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for curve, marker in zip(curves, cycle(MARKERS), strict=False):
+        label = f"{curve.name}: {len(curve.timesteps)} steps"
+        ratios = [snr_db(a) for a in curve.alpha_bars]
+        for axes, values in ((above, curve.alpha_bars), (below, ratios)):
+            [line] = axes.plot(range(len(values)), values, linewidth=1.2, label=label)
+            marked = [values[t] for t in curve.timesteps]
+            axes.plot(curve.timesteps, marked, marker, markersize=5, markerfacecolor="none", color=line.get_color())
+    above.set_ylabel("alpha_bar")
+    below.set_ylabel("SNR (dB)")
+    below.set_xlabel("timestep t")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    above.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
