@@ -79,6 +79,8 @@ def describe_allowed(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         options = schema.get("enum", [schema.get("const")])
         return ("one of " if len(options) > 1 else "") + ", ".join(json.dumps(o) for o in options)
+    if "prefixItems" in schema:
+        return f"a list of {len(schema['prefixItems'])} values, each {describe_allowed(schema['prefixItems'][0])}"
     if schema.get("type") == "array":
         return f"a list of {describe_allowed(schema['items']).removeprefix('an ').removeprefix('a ')}s"
     words = {"integer": "an integer", "number": "a number", "boolean": "true or false", "string": "a string"}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ddim_cli.config.seeds import MAX_SEED, format_seeds, parse_seeds
+from ddim_cli.config.seeds import MAX_LENGTH, MAX_SEED, format_seeds, parse_classes, parse_seeds
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -34,9 +34,23 @@ def _as_seed_list(value: Any) -> Any:
     return value
 
 
+def _as_class_list(value: Any) -> Any:
+    """A class or a list of classes is taken as well, and kept as text."""
+    if type(value) is int and value >= 0:
+        value = str(value)
+    if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
+        value = ",".join(map(str, value))
+    if isinstance(value, str):
+        parse_classes(value)
+    return value
+
+
 FloatList = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
 IntList = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 SeedList = Annotated[str, BeforeValidator(_as_seed_list)]
+ClassList = Annotated[str, BeforeValidator(_as_class_list)]
+Pixels = Annotated[int, Field(ge=1, le=65536)]
+SizePair = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_tuple)]
 
 
 class Section(BaseModel):
@@ -46,9 +60,19 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """Which network to sample from."""
 
-    source: str = Field("mnist", min_length=1, description="a bundled model's name or a diffusers directory")
+    source: str = Field(
+        "mnist",
+        min_length=1,
+        description="a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id",
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="of a model on the Hub: a branch, tag or commit [main]"
+    )
     variant: str | None = Field(None, description="weights variant: diffusion_pytorch_model.VARIANT.safetensors")
     subfolder: str | None = Field(None, description="the network's folder inside the source [unet, or the root]")
+    ema: bool = Field(True, description="of an original training checkpoint, take the averaged weights")
+    image_size: Pixels | SizePair | None = Field(None, description="an image's size, or [height, width] [the model's]")
+    null_class: int | None = Field(None, ge=0, description="the class that stands for none, for guidance")
 
 
 class SchedulerSettings(Section):
@@ -88,10 +112,17 @@ class SamplingSettings(Section):
     eta: float = Field(0.0, ge=0, description="0 is DDIM, deterministic; 1 has DDPM's noise")
     variance: Variance = Field("ddim", description='"large": the paper\'s sigma-hat; implies eta 1')
     use_clipped_model_output: bool = Field(False, description="derive epsilon again from the clipped x0")
-    num_images: int = Field(16, ge=1, description="number of images, of the seeds from seed on")
+    num_images: int = Field(16, ge=1, le=MAX_LENGTH, description="number of images, of the seeds from seed on")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="the first image's seed")
     seeds: SeedList | None = Field(None, description='a list such as "0-63,100", in place of seed and num_images')
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="images a batch")
+    classes: ClassList | None = Field(
+        None, description='such as "3" or "0-9"; an image has classes[seed mod their number]'
+    )
+    guidance_scale: float = Field(1.0, ge=0, description="of classifier-free guidance; 1 is off")
+    guidance_rescale: float = Field(
+        0.0, ge=0, le=1, description="rescaling of guided predictions (arXiv:2305.08891, 3.4)"
+    )
 
 
 class RuntimeSettings(Section):

@@ -1,12 +1,10 @@
-"""What a model is, from its JSON files alone: no torch, no weights."""
+"""What a model is, from its JSON files alone: no weights, and no torch but for a checkpoint that has no config."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,43 +12,60 @@ from typing import Any
 from ddim_cli.config.layers import Layer, nearest
 from ddim_cli.config.schema import ModelSettings, SchedulerSettings
 from ddim_cli.errors import ModelError
+from ddim_cli.models.directory import SCHEDULER, config_candidates, find_layout, find_weights
+from ddim_cli.models.hashing import files_sha256
+from ddim_cli.models.hub import is_hub_id, open_repository
 
 BUNDLED = Path(__file__).parent / "bundled"
 NETWORK_CLASS = "UNet2DModel"
-_WEIGHTS = "diffusion_pytorch_model"
+# Of UNet2DModel, where a config leaves them out.
+_NETWORK_DEFAULTS = {"in_channels": 3, "out_channels": 3, "time_embedding_type": "positional"}
+CHECKPOINT_ENDINGS = (".ckpt", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model that was found: where its files are and what its JSON says.
+    """A model that was found.
 
-    ``network`` is the UNet's config; ``weights`` the files that hold its parameters; ``scheduler`` the
-    DDIM keys of the scheduler that came with it, or None; ``unused_scheduler_keys`` those of its keys
-    that DDIM has no use for.
+    ``kind`` is bundled, directory, hub, checkpoint (of the original code) or file (one safetensors
+    file); ``network`` the UNet's config; ``scheduler`` the DDIM keys of the scheduler that came with
+    it, or None; ``unused_scheduler_keys`` those of its keys that DDIM has no use for; ``where`` its
+    place, for messages; ``notes`` what a user should be told.
     """
 
     source: str
     name: str
     kind: str
-    directory: Path
+    where: str
     network: Mapping[str, Any]
-    weights: tuple[Path, ...]
+    fetch_weights: Callable[[], tuple[Path, ...]] = field(repr=False, compare=False)
     scheduler: Mapping[str, Any] | None = None
-    scheduler_file: Path | None = None
+    scheduler_name: str | None = None
     unused_scheduler_keys: tuple[str, ...] = ()
+    revision: str | None = None
+    ema: bool = True
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> tuple[Path, ...]:
+        """The files that hold the parameters; from the Hub, they are downloaded now."""
+        return self.fetch_weights()
 
     @cached_property
     def sha256(self) -> str:
         """Of the weights file; of several, of their hashes in the order of their names."""
-        digests = [_file_sha256(path) for path in self.weights]
-        if len(digests) == 1:
-            return digests[0]
-        return hashlib.sha256("".join(digests).encode()).hexdigest()
+        return files_sha256(self.weights)
 
     @cached_property
     def parameters(self) -> int:
-        """Number of parameters, from the headers of the weights files."""
-        return sum(_count_elements(path) for path in self.weights)
+        """Number of elements of all tensors, of headers where files have them."""
+        from ddim_cli.models.weights import count_elements, safetensors_header
+
+        if all(path.suffix == ".safetensors" for path in self.weights):
+            return sum(count_elements(safetensors_header(path), path) for path in self.weights)
+        from ddim_cli.models.load import read_weights
+
+        return sum(tensor.numel() for _, tensor in read_weights(self))
 
     @property
     def channels(self) -> int:
@@ -62,34 +77,21 @@ class ModelDescription:
         size = self.network["sample_size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network gives a variance behind its prediction, in as many channels again."""
+        return self.network["out_channels"] == 2 * self.channels
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes the network is conditioned on; None if it is not."""
+        return self.network.get("num_class_embeds")
+
     def scheduler_layer(self) -> Layer:
-        """The model's own scheduler settings, as the layer below every file; keys that DDIM lacks are left out."""
+        """The model's own scheduler settings, as the layer below every file."""
         values = {f"scheduler.{k}": v for k, v in (self.scheduler or {}).items()}
-        where = f"{self.name}'s {self.scheduler_file.name}" if self.scheduler_file else self.name
+        where = f"{self.name}'s {self.scheduler_name}" if self.scheduler_name else self.name
         return Layer(values, dict.fromkeys(values, where))
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream) -> str:
-    # hashlib.file_digest came with Python 3.11.
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _count_elements(path: Path) -> int:
-    """Elements of all tensors of a safetensors file: its JSON header follows an 8-byte length."""
-    try:
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError, AttributeError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
 
 
 def bundled_names() -> list[str]:
@@ -97,7 +99,8 @@ def bundled_names() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError, calling it ``what``."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:
@@ -109,89 +112,219 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     return found
 
 
-def _find_network(directory: Path, subfolder: str | None) -> Path:
-    """The folder with the network's config.json: ``subfolder``, unet/, or the directory itself."""
-    if subfolder is not None:
-        if not (directory / subfolder / "config.json").is_file():
-            raise ModelError(f"{directory}: no {subfolder}/config.json (model.subfolder = {json.dumps(subfolder)})")
-        return directory / subfolder
-    for folder in (directory / "unet", directory):
-        if (folder / "config.json").is_file():
-            return folder
-    raise ModelError(f"{directory}: not a diffusers model: there is neither unet/config.json nor config.json")
-
-
-def _check_network(config: Mapping[str, Any], path: Path) -> None:
-    found = config.get("_class_name", NETWORK_CLASS)
-    if found != NETWORK_CLASS:
-        raise ModelError(f"{path}: the network is a {found}; this tool samples from a {NETWORK_CLASS}")
-    size = config.get("sample_size")
-    pair = isinstance(size, list) and len(size) == 2 and all(type(s) is int and s > 0 for s in size)
-    if not pair and not (type(size) is int and size > 0):
-        raise ModelError(f"{path}: sample_size is {json.dumps(size)}; sampling needs the height and width of an image")
-    channels, out = config.get("in_channels", 3), config.get("out_channels", 3)
-    if channels != out:
-        raise ModelError(f"{path}: the network takes {channels} channels and gives {out}; DDIM needs as many")
-    if channels not in (1, 3, 4):
-        raise ModelError(f"{path}: the network makes {channels} channels; a picture has 1, 3 or 4")
-    if config.get("num_class_embeds") or config.get("class_embed_type"):
-        raise ModelError(f"{path}: the network is class-conditional, which this version cannot sample from")
-
-
-def _find_weights(folder: Path, variant: str | None) -> tuple[Path, ...]:
-    name = f"{_WEIGHTS}.{variant}.safetensors" if variant else f"{_WEIGHTS}.safetensors"
-    if (folder / name).is_file():
-        return (folder / name,)
-    others = sorted(p.name for p in folder.glob(f"{_WEIGHTS}*"))
-    raise ModelError(f"{folder}: no {name}" + (f"; there is {', '.join(others)}" if others else ""))
-
-
-def read_scheduler_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The keys of a scheduler_config.json that DDIM has, and the names of those it has no use for.
-
-    Raises:
-        ModelError: for a file that cannot be read or is no JSON object.
-    """
-    found = _read_json(path, "the scheduler's config")
+def ddim_keys(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The keys of a scheduler's config that DDIM has, and the names of those it has no use for."""
     known = SchedulerSettings.model_fields
-    keys = {k: v for k, v in found.items() if k in known and v is not None}
-    return keys, sorted(k for k in found if k not in known and not k.startswith("_"))
+    keys = {k: v for k, v in scheduler.items() if k in known and v is not None}
+    return keys, tuple(sorted(k for k in scheduler if k not in known and not k.startswith("_")))
 
 
-def _find_scheduler(directory: Path) -> Path | None:
-    candidates = (directory / "scheduler" / "scheduler_config.json", directory / "scheduler_config.json")
-    return next((path for path in candidates if path.is_file()), None)
+def read_scheduler_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """As `ddim_keys`, of a scheduler_config.json. Raises ModelError for a file that is no JSON object."""
+    return ddim_keys(read_json(path, "the scheduler's config"))
 
 
-def describe_model(settings: ModelSettings) -> ModelDescription:
+def _positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def checked_network(found: Mapping[str, Any], settings: ModelSettings, where: str) -> dict[str, Any]:
+    """A network's config with what sampling needs filled in. Raises ModelError for one it cannot sample from."""
+    network = {**_NETWORK_DEFAULTS, **found}
+    name = network.get("_class_name", NETWORK_CLASS)
+    if name != NETWORK_CLASS:
+        raise ModelError(f"{where}: the network is a {name}; this tool samples from a {NETWORK_CLASS}")
+    if settings.image_size is not None:
+        network["sample_size"] = settings.image_size
+    size = network.get("sample_size")
+    pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_positive, size))
+    if not pair and not _positive(size):
+        raise ModelError(f"{where}: sample_size is {json.dumps(size)}; give the size of an image with --image-size")
+    channels, out = network["in_channels"], network["out_channels"]
+    if not _positive(channels) or out not in (channels, 2 * channels):
+        raise ModelError(f"{where}: the network takes {channels} channels and gives {out}; DDIM needs as many")
+    if channels not in (1, 3, 4):
+        raise ModelError(f"{where}: the network makes {channels} channels; a picture has 1, 3 or 4")
+    classes = network.get("num_class_embeds")
+    if classes is not None and not _positive(classes):
+        raise ModelError(f"{where}: num_class_embeds is {json.dumps(classes)}; it must be a positive number")
+    return network
+
+
+def _from_directory(directory: Path, settings: ModelSettings, kind: str) -> ModelDescription:
+    where = str(directory)
+    files = {
+        p.relative_to(directory).as_posix() for pattern in ("*", "*/*") for p in directory.glob(pattern) if p.is_file()
+    }
+    layout = find_layout(files, settings.subfolder, where)
+    weights = find_weights(
+        files, layout.folder, settings.variant, lambda f: read_json(directory / f, "the index of shards"), where
+    )
+    scheduler, unused = read_scheduler_config(directory / layout.scheduler) if layout.scheduler else (None, ())
+    config = directory / layout.config
+    return ModelDescription(
+        source=settings.source,
+        name=settings.source if kind == "bundled" else directory.resolve().name,
+        kind=kind,
+        where=where,
+        network=checked_network(read_json(config, "the network's config"), settings, str(config)),
+        fetch_weights=lambda: tuple(directory / file for file in weights),
+        scheduler=scheduler,
+        scheduler_name=SCHEDULER if layout.scheduler else None,
+        unused_scheduler_keys=unused,
+    )
+
+
+def _from_hub(settings: ModelSettings, cached_only: bool) -> ModelDescription:
+    known = config_candidates(settings.subfolder)
+    repository = open_repository(settings.source, settings.revision, known, cached_only)
+    where = settings.source
+    layout = find_layout(repository.files, settings.subfolder, where)
+    network = read_json(repository.fetch(layout.config), "the network's config")
+    scheduler, unused = None, ()
+    if layout.scheduler:
+        scheduler, unused = read_scheduler_config(repository.fetch(layout.scheduler))
+
+    def read(file: str) -> dict[str, Any]:
+        return read_json(repository.fetch(file), "the index of shards")
+
+    def fetch() -> tuple[Path, ...]:
+        weights = find_weights(repository.files, layout.folder, settings.variant, read, where)
+        return tuple(repository.fetch(file) for file in weights)
+
+    return ModelDescription(
+        source=settings.source,
+        name=settings.source.rpartition("/")[2],
+        kind="hub",
+        where=where,
+        network=checked_network(network, settings, f"{where}: {layout.config}"),
+        fetch_weights=fetch,
+        scheduler=scheduler,
+        scheduler_name=SCHEDULER if layout.scheduler else None,
+        unused_scheduler_keys=unused,
+        revision=repository.commit,
+    )
+
+
+def _beside(path: Path, *names: str) -> Path | None:
+    return next((path.parent / name for name in names if (path.parent / name).is_file()), None)
+
+
+def _from_weights_file(path: Path, settings: ModelSettings) -> ModelDescription:
+    """One file of diffusers' weights, with its config beside it or in a safetensors file's metadata."""
+    from ddim_cli.models.weights import safetensors_header
+
+    metadata: Mapping[str, Any] = {}
+    if path.suffix == ".safetensors":
+        metadata = safetensors_header(path).get("__metadata__") or {}
+    beside, scheduler_file = _beside(path, "config.json"), _beside(path, SCHEDULER, f"../scheduler/{SCHEDULER}")
+    if beside is not None:
+        network, origin = read_json(beside, "the network's config"), str(beside)
+    elif "config" in metadata:
+        network, origin = _metadata_json(path, metadata, "config"), f"{path}'s metadata"
+    else:
+        raise ModelError(f"{path}: there is neither a config.json beside it nor a config in its metadata")
+    scheduler, unused = None, ()
+    if scheduler_file is not None:
+        scheduler, unused = read_scheduler_config(scheduler_file)
+    elif "scheduler_config" in metadata:
+        scheduler, unused = ddim_keys(_metadata_json(path, metadata, "scheduler_config"))
+    return ModelDescription(
+        source=settings.source,
+        name=path.stem,
+        kind="file",
+        where=str(path),
+        network=checked_network(network, settings, origin),
+        fetch_weights=lambda: (path,),
+        scheduler=scheduler,
+        scheduler_name=SCHEDULER if scheduler_file else "metadata" if scheduler is not None else None,
+        unused_scheduler_keys=unused,
+    )
+
+
+def _metadata_json(path: Path, metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
+    try:
+        found = json.loads(metadata[key])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{path}: the {key} in its metadata is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: the {key} in its metadata is not a JSON object")
+    return found
+
+
+def _from_checkpoint(path: Path, settings: ModelSettings) -> ModelDescription:
+    """A checkpoint of the original code, with config.yml beside it, or inferred from its tensors."""
+    from ddim_cli.models import original
+
+    beside = _beside(path, "config.yml", "config.yaml")
+    notes: tuple[str, ...] = ()
+    if beside is not None:
+        config = original.read_config(beside)
+        network, scheduler = (
+            original.network_from_config(config, beside),
+            original.scheduler_from_config(config, beside),
+        )
+    else:
+        shapes = {k: tuple(v.shape) for k, v in original.read_checkpoint(path, settings.ema).items()}
+        size = settings.image_size
+        network = original.network_from_shapes(shapes, size if isinstance(size, int) or size is None else size[0], path)
+        scheduler = None
+        notes = (f"{path.name} has no config.yml beside it: its network is inferred from its tensors, and the linear "
+                 "schedule of 1000 steps is assumed",)  # fmt: skip
+    return ModelDescription(
+        source=settings.source,
+        name=path.stem,
+        kind="checkpoint",
+        where=str(path),
+        network=checked_network(network, settings, str(beside or path)),
+        fetch_weights=lambda: (path,),
+        scheduler=scheduler,
+        scheduler_name=beside.name if beside else None,
+        ema=settings.ema,
+        notes=notes,
+    )
+
+
+def _from_file(path: Path, settings: ModelSettings) -> ModelDescription:
+    if path.suffix == ".safetensors" or (path.suffix == ".bin" and _beside(path, "config.json")):
+        return _from_weights_file(path, settings)
+    if path.suffix in CHECKPOINT_ENDINGS:
+        return _from_checkpoint(path, settings)
+    endings = ", ".join((".safetensors", *CHECKPOINT_ENDINGS))
+    raise ModelError(f"{path}: a weights file ends in one of {endings}")
+
+
+def _find(settings: ModelSettings, cached_only: bool) -> ModelDescription:
+    source = settings.source
+    if source in bundled_names():
+        return _from_directory(BUNDLED / source, settings, "bundled")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _from_directory(path, settings, "directory")
+    if path.exists():
+        return _from_file(path, settings)
+    if is_hub_id(source) and path.suffix not in (".safetensors", *CHECKPOINT_ENDINGS):
+        return _from_hub(settings, cached_only)
+    raise ModelError(
+        f"model {source!r} not found: it is neither a directory or file, nor a bundled model "
+        f"({', '.join(bundled_names())}), nor a Hub id (OWNER/NAME){nearest(source, bundled_names())}"
+    )
+
+
+def describe_model(settings: ModelSettings, cached_only: bool = False) -> ModelDescription:
     """Find the model that ``settings.source`` names, and read its JSON files.
+
+    Args:
+        settings: the section [model].
+        cached_only: of a model on the Hub, take what the cache has, and ask nobody.
 
     Raises:
         ModelError: where there is none, or it is not a model this tool can sample from.
     """
-    source = settings.source
-    bundled = source in bundled_names()
-    directory = BUNDLED / source if bundled else Path(source).expanduser()
-    if not directory.exists():
-        raise ModelError(
-            f"model {source!r} not found: it is neither a directory nor a bundled model "
-            f"({', '.join(bundled_names())}){nearest(source, bundled_names())}"
-        )
-    if not directory.is_dir():
-        raise ModelError(f"model {source!r} is a file; this version loads diffusers directories and bundled models")
-    folder = _find_network(directory, settings.subfolder)
-    network = {"in_channels": 3, "out_channels": 3} | _read_json(folder / "config.json", "the network's config")
-    _check_network(network, folder / "config.json")
-    scheduler_file = _find_scheduler(directory)
-    scheduler, unused = read_scheduler_config(scheduler_file) if scheduler_file else (None, [])
-    return ModelDescription(
-        source=source,
-        name=source if bundled else directory.resolve().name,
-        kind="bundled" if bundled else "directory",
-        directory=directory,
-        network=network,
-        weights=_find_weights(folder, settings.variant),
-        scheduler=scheduler,
-        scheduler_file=scheduler_file,
-        unused_scheduler_keys=tuple(unused),
-    )
+    model = _find(settings, cached_only)
+    if settings.revision is not None and model.kind != "hub":
+        raise ModelError(f"model.revision = {settings.revision!r} is for models on the Hub; {model.where} is none")
+    if not model.learned_variance:
+        return model
+    note = f"{model.name} gives a learned variance behind its prediction, which DDIM does not use"
+    return replace(model, notes=(*model.notes, note))

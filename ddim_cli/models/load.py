@@ -1,24 +1,33 @@
-"""From a description to a network on a device: diffusers' UNet2DModel with weights from safetensors."""
+"""From a description to a network on a device: diffusers' UNet2DModel with the described weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ddim_cli.config.schema import ModelSettings
 from ddim_cli.errors import ModelError
+from ddim_cli.models import original
 from ddim_cli.models.describe import ModelDescription, describe_model
+from ddim_cli.models.weights import read_tensors
+
+# The attention of checkpoints from before diffusers 0.15, under its names of today.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A network with what is known of it. Called as ``model(x, t)``: [B, C, H, W], int64 [B] -> [B, C, H, W]."""
+    """A network with what is known of it.
+
+    Called as ``model(x, t)``, or ``model(x, t, classes)`` where it is class-conditional:
+    [B, C, H, W], int64 [B], int64 [B] -> [B, C, H, W].
+    """
 
     network: nn.Module
     description: ModelDescription
@@ -27,31 +36,59 @@ class LoadedModel:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
-    def __call__(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        return self.network(x, timesteps, return_dict=False)[0]
+    def __call__(self, x: Tensor, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
+        return self.network(x, timesteps, class_labels=classes, return_dict=False)[0]
 
 
-def _build(description: ModelDescription) -> UNet2DModel:
-    """The network without memory for its weights."""
+def build_network(description: ModelDescription) -> UNet2DModel:
+    """The network without memory for its weights, and without a head for a learned variance.
+
+    Raises:
+        ModelError: for a config that builds none.
+    """
     config = {k: v for k, v in description.network.items() if not k.startswith("_")}
+    config["out_channels"] = description.channels
     try:
         with torch.device("meta"):
-            return UNet2DModel.from_config(config)
+            network = UNet2DModel.from_config(config)
+        # Constants that are no part of the weights would have no values: the rare networks with such are built whole.
+        constants = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+        return UNet2DModel.from_config(config) if constants else network
     except Exception as error:
         # A config can be wrong in as many ways as UNet2DModel has arguments; it says which in its own words.
-        raise ModelError(f"{description.directory}: its config.json builds no UNet2DModel: {error}") from None
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{description.where}: its config builds no UNet2DModel: {first[:300]}") from None
 
 
-def _read_weights(path: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, each converted as it is read, so that there is no second full copy."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as stream:
-            return {name: stream.get_tensor(name).to(device, dtype) for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
+def _modern(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    match = _OLD_NAME.fullmatch(name)
+    if match is None:
+        return name, tensor
+    squeezed = tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
+    return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}", squeezed
 
 
-def _check_keys(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def read_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all weights under the names of UNet2DModel, one at a time. Raises ModelError."""
+    for name, tensor in _stored_weights(description):
+        if description.learned_variance and name.startswith("conv_out."):
+            # The channels of the variance lie behind those of the prediction.
+            tensor = tensor[: description.channels]
+        yield name, tensor
+
+
+def _stored_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
+    if description.kind == "checkpoint":
+        [path] = description.weights
+        levels = len(description.network["block_out_channels"])
+        yield from original.to_diffusers(original.read_checkpoint(path, description.ema), levels).items()
+        return
+    for path in description.weights:
+        for name, tensor in read_tensors(path):
+            yield _modern(name, tensor)
+
+
+def _check_keys(description: ModelDescription, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
     """ModelError with the first three keys that are missing, extra or of the wrong shape, and how many there are."""
 
     def some(keys: list[str]) -> str:
@@ -59,19 +96,22 @@ def _check_keys(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, 
 
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
+    if len(missing) == len(expected):
+        original.refuse_foreign(description.weights[0], extra)
+    common = sorted(expected.keys() & found.keys())
     shapes = [
         f"{k} {list(found[k].shape)} instead of {list(expected[k].shape)}"
-        for k in sorted(expected.keys() & found.keys())
+        for k in common
         if expected[k].shape != found[k].shape
     ]
-    broken = [k for k in sorted(expected.keys() & found.keys()) if not bool(found[k].isfinite().all())]
+    broken = [k for k in common if not bool(found[k].isfinite().all())]
     problems = [
         f"{what} {some(keys)}"
         for what, keys in (("lacks", missing), ("has unknown", extra), ("has shapes", shapes), ("has NaN in", broken))
         if keys
     ]
     if problems:
-        raise ModelError(f"{path}: the weights do not fit config.json: {'; '.join(problems)}")
+        raise ModelError(f"{description.weights[0]}: the weights do not fit the config: {'; '.join(problems)}")
 
 
 def load_described(
@@ -79,14 +119,14 @@ def load_described(
 ) -> LoadedModel:
     """Load the weights of a described model to ``device`` in ``dtype``, in evaluation mode.
 
+    Each tensor is converted as it is read, so that there is no second full copy.
+
     Raises:
         ModelError: for a config that builds no network, a damaged file, or weights that do not fit.
     """
-    network = _build(description)
-    weights: dict[str, Tensor] = {}
-    for path in description.weights:
-        weights |= _read_weights(path, dtype, torch.device(device))
-    _check_keys(description.weights[0], network.state_dict(), weights)
+    network = build_network(description)
+    weights = {name: tensor.to(device, dtype) for name, tensor in read_weights(description)}
+    _check_keys(description, network.state_dict(), weights)
     network.load_state_dict(weights, assign=True)
     return LoadedModel(network.eval().requires_grad_(False), description)
 
@@ -95,20 +135,18 @@ def load_model(
     source: str = "mnist",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    variant: str | None = None,
-    subfolder: str | None = None,
+    **settings: object,
 ) -> LoadedModel:
-    """Load a bundled model by name or a diffusers directory by path.
+    """Load a model from wherever ``ddim sample --model`` takes one.
 
     Args:
-        source: ``"mnist"`` or a directory (a pipeline with ``unet/``, a bare UNet folder, or flat).
+        source: a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id.
         device: where the weights go.
         dtype: what they are converted to.
-        variant: of the weights file, as in ``diffusion_pytorch_model.VARIANT.safetensors``.
-        subfolder: the network's folder inside the directory.
+        settings: other keys of [model]: revision, variant, subfolder, ema, image_size, null_class.
 
     Raises:
         ModelError: (an ordinary exception with a sentence) where that cannot be done.
     """
-    settings = ModelSettings(source=str(source), variant=variant, subfolder=subfolder)
-    return load_described(describe_model(settings), device, dtype)
+    found = ModelSettings(source=str(source), **settings)
+    return load_described(describe_model(found), device, dtype)

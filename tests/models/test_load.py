@@ -88,8 +88,8 @@ def edit(path, **changes):
     [
         ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
         ({"sample_size": None}, "sample_size"),
-        ({"out_channels": 6}, "takes 3 channels and gives 6"),
-        ({"num_class_embeds": 10}, "class-conditional"),
+        ({"out_channels": 5}, "takes 3 channels and gives 5"),
+        ({"num_class_embeds": -1}, "num_class_embeds"),
         ({"down_block_types": ["Nonsense", "DownBlock2D"]}, "builds no UNet2DModel"),
         ({"block_out_channels": [8, 32]}, r"has shapes .*in all"),
         ({"layers_per_block": 2}, r"lacks .*in all"),

@@ -1,0 +1,65 @@
+"""sha256 of weights files, remembered in the user's cache folder beside each file's size and time of change.
+
+So a job of a hundred processes does not hash the same gigabytes a hundred times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ddim_cli.errors import ModelError
+
+# Below this, hashing is quicker than looking it up is worth.
+SMALLEST_KEPT = 16 << 20
+
+
+def cache_folder() -> Path:
+    """``$DDIM_CACHE``, else ``ddim`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if "DDIM_CACHE" in os.environ:
+        return Path(os.environ["DDIM_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddim"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes. Raises ModelError if it cannot be read."""
+    try:
+        path = path.resolve(strict=True)
+        stat = path.stat()
+        if stat.st_size < SMALLEST_KEPT:
+            return _digest(path)
+        # One small file for each weights file, so that processes never write the same one differently.
+        key = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+        kept, facts = cache_folder() / "sha256" / f"{key}.json", [str(path), stat.st_size, stat.st_mtime_ns]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(kept.read_bytes())
+            if found["file"] == facts:
+                return found["sha256"]
+        digest = _digest(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
+    # A cache that cannot be written only costs time.
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"file": facts, "sha256": digest}))
+        os.replace(temporary, kept)
+    return digest
+
+
+def files_sha256(paths: Iterable[Path]) -> str:
+    """The sha256 of one file; of several, of their hashes in the order given."""
+    digests = [file_sha256(path) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

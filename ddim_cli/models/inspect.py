@@ -1,0 +1,98 @@
+"""What a model is, and what running it costs, without its weights on a device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ddim_cli.models.describe import ModelDescription
+
+# UNet2DModel's own, where a config leaves them out.
+_WIDTHS, _LAYERS = (224, 448, 672, 896), 2
+
+
+def activation_bytes(model: ModelDescription, itemsize: int) -> int:
+    """Rough memory one image takes in a forward pass: the skip connections, and a dozen tensors of the widest level."""
+    height, width = model.size
+    widths = model.network.get("block_out_channels") or _WIDTHS
+    layers = model.network.get("layers_per_block") or _LAYERS
+    levels = [channels * (height >> i) * (width >> i) for i, channels in enumerate(widths)]
+    return (sum(levels) * (layers + 1) + 12 * max(levels)) * itemsize
+
+
+def flops(model: ModelDescription) -> int:
+    """Floating-point operations (two a multiplication and addition) of one image and step, counted on no device."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ddim_cli.models.load import build_network
+
+    network = build_network(model).eval()
+    x = torch.empty(1, model.channels, *model.size, device="meta")
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    labels = t if model.network.get("num_class_embeds") else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, t, class_labels=labels)
+    return counter.get_total_flops()
+
+
+def dtypes(model: ModelDescription) -> dict[str, int]:
+    """dtype -> number of elements stored in it."""
+    from ddim_cli.models.load import read_weights
+
+    found: Counter[str] = Counter()
+    for _, tensor in read_weights(model):
+        found[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return dict(found.most_common())
+
+
+def blocks(model: ModelDescription) -> list[str]:
+    """The network's blocks from the finest level down and up again, one line each."""
+    network = model.network
+    widths = network.get("block_out_channels") or _WIDTHS
+    layers = network.get("layers_per_block") or _LAYERS
+    height, width = model.size
+    down = [
+        f"{kind}: {layers} layers, {widths[i]} channels, {height >> i}x{width >> i}"
+        for i, kind in enumerate(network.get("down_block_types") or ())
+    ]
+    levels = len(widths)
+    up = [
+        f"{kind}: {layers + 1} layers, {widths[levels - 1 - i]} channels, "
+        f"{height >> (levels - 1 - i)}x{width >> (levels - 1 - i)}"
+        for i, kind in enumerate(network.get("up_block_types") or ())
+    ]
+    middle = network.get("mid_block_type", "UNetMidBlock2D")
+    return [*down, *([f"{middle}: {widths[-1]} channels"] if middle else []), *up]
+
+
+def facts(model: ModelDescription) -> dict[str, Any]:
+    """All of it, as JSON has it."""
+    batch = 8
+    return {
+        "source": model.source,
+        "kind": model.kind,
+        "revision": model.revision,
+        "class": "UNet2DModel",
+        "channels": model.channels,
+        "height": model.size[0],
+        "width": model.size[1],
+        "classes": model.classes,
+        "learned_variance": model.learned_variance,
+        "blocks": blocks(model),
+        "parameters": model.parameters,
+        "weights": {
+            "files": [str(path) for path in model.weights],
+            "bytes": sum(path.stat().st_size for path in model.weights),
+            "dtypes": dtypes(model),
+            "sha256": model.sha256,
+        },
+        "scheduler": dict(model.scheduler) if model.scheduler is not None else None,
+        "flops_per_image_and_step": flops(model),
+        "memory": {
+            "batch": batch,
+            "float32_bytes": model.parameters * 4 + batch * activation_bytes(model, 4),
+            "bfloat16_bytes": model.parameters * 2 + batch * activation_bytes(model, 2),
+        },
+        "notes": list(model.notes),
+    }

@@ -1,0 +1,115 @@
+"""Tensors from files, safely: safetensors, and pickles of which nothing is executed.
+
+`read_tensors` gives the tensors of any weights file by name, as they are needed, so that no second
+full copy of the weights lies in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddim_cli.errors import ModelError
+
+# In what torch says of a pickle that wants more than tensors, the name of what it wants.
+_WANTED = re.compile(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand|opcode) (\S+)")
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a safetensors file, each read when it is asked for. Raises ModelError."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stream:
+            names = list(stream.keys())
+        for name in names:
+            # Opened anew for each, so that pages of the file do not pile up in memory beside converted tensors.
+            with safe_open(path, framework="pt", device="cpu") as stream:
+                tensor = stream.get_tensor(name)
+            yield name, tensor
+            del tensor
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def read_pickle(path: Path, mmap: bool = True) -> Any:
+    """What a pickle holds, if that is tensors and plain containers.
+
+    With ``mmap`` only what is used of it is read, where its format allows that.
+
+    Raises:
+        ModelError: for a damaged file, and for one that would run anything, naming what it wanted to run.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            except RuntimeError:
+                # Files of torch before 1.6 are no archives, and cannot be mapped.
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = _WANTED.search(str(error))
+        if wanted is None:
+            raise ModelError(f"{path}: not a checkpoint, or a damaged one") from None
+        raise ModelError(
+            f"{path}: refused: loading it would run {wanted[1] or wanted[2]}; "
+            "only tensors and plain containers are read"
+        ) from None
+    except Exception as error:
+        # A damaged file can fail anywhere in torch's reader; its own words are the best there are.
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: not a checkpoint, or a damaged one: {first[:200]}") from None
+
+
+def state_dict_of(path: Path, found: Any) -> Mapping[str, Tensor]:
+    """``found`` as name -> tensor. Raises ModelError if it is anything else."""
+    if not isinstance(found, Mapping) or not found:
+        raise ModelError(f"{path}: holds no weights by name")
+    wrong = next((k for k, v in found.items() if not isinstance(k, str) or not isinstance(v, Tensor)), None)
+    if wrong is not None:
+        raise ModelError(f"{path}: {wrong!r} is no tensor; weights by name were expected")
+    return found
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a weights file by its ending: safetensors, else a pickled state dict. Raises ModelError."""
+    if path.suffix == ".safetensors":
+        yield from read_safetensors(path)
+    else:
+        # Read whole and given away one by one: a mapped file would stay in memory beside converted tensors.
+        found = dict(state_dict_of(path, read_pickle(path, mmap=False)))
+        while found:
+            yield found.popitem()
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: name -> dtype, shape, offsets; __metadata__. Raises ModelError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError(f"its header would be {length} bytes long")
+            header = json.loads(stream.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        return header
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def count_elements(header: Mapping[str, Any], path: Path) -> int:
+    """The number of elements of all tensors of a safetensors header. Raises ModelError."""
+    try:
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file: {error!r} in its header") from None
