@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ddim_cli.config.seeds import parse_classes
 from ddim_cli.outputs.jsontext import dump_json
 
 SCHEMA = "ddim-cli/sidecar/1"
@@ -26,7 +27,7 @@ _IDENTITY = {
     "model": ("sha256",),
     "runtime": ("dtype", "tf32"),
 }
-_NOT_IDENTITY = {"sampling": ("steps",)}
+_NOT_IDENTITY = {"sampling": ("steps", "class")}
 
 
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +74,16 @@ def describe_picture(record: Mapping[str, Any], seed: int, pixels: np.ndarray) -
         },
         "seed": seed,
         **record,
+        "sampling": _sampling_of(record["sampling"], seed),
     }
+
+
+def _sampling_of(sampling: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The section ``sampling`` of one picture: its class stands beside the classes it was taken from."""
+    if "classes" not in sampling:
+        return dict(sampling)
+    classes = parse_classes(sampling["classes"])
+    return {**sampling, "class": classes[seed % len(classes)]}
 
 
 def complete(described: Mapping[str, Any], file: str, size: int, seconds: float) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def _network(model: Model) -> Network:
     if not isinstance(model, nn.Module):
         return model
 
-    def network(x: Tensor, timesteps: Tensor) -> Tensor:
-        output = model(x, timesteps)
+    def network(x: Tensor, timesteps: Tensor, *classes: Tensor) -> Tensor:
+        output = model(x, timesteps, *classes)
         return output if isinstance(output, Tensor) else output[0]
 
     return network

@@ -17,8 +17,8 @@ from ddim_cli.errors import RunError
 from ddim_cli.sampling.noise import ImageNoise
 from ddim_cli.sampling.plan import batches, padded
 
-# (x [B, C, H, W], timesteps int64 [B]) -> the network's output [B, C, H, W]
-Network = Callable[[Tensor, Tensor], Tensor]
+# (x [B, C, H, W], timesteps int64 [B]) -> the network's output [B, C, H, W]; a conditional one takes classes int64 [B]
+Network = Callable[..., Tensor]
 # Called after each step with the number of steps done.
 OnStep = Callable[[int], None]
 
@@ -27,7 +27,8 @@ OnStep = Callable[[int], None]
 class Sampler:
     """All that a batch needs besides its seeds.
 
-    ``shape`` is (C, H, W); ``dtype`` the network's; ``draws_noise`` whether each step draws noise.
+    ``shape`` is (C, H, W); ``dtype`` the network's; ``draws_noise`` whether each step draws noise;
+    ``classes`` what a conditional network is given: classes[seed mod their number].
     """
 
     network: Network
@@ -37,6 +38,13 @@ class Sampler:
     device: torch.device
     dtype: torch.dtype
     draws_noise: bool
+    classes: tuple[int, ...] = ()
+
+    def condition(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
+        """What the network takes after x and t: the classes of the seeds, int64 [B], or nothing."""
+        if not self.classes:
+            return ()
+        return (torch.tensor([self.classes[seed % len(self.classes)] for seed in seeds], device=self.device),)
 
 
 class Picture(NamedTuple):
@@ -52,9 +60,10 @@ def trajectory(sampler: Sampler, seeds: Sequence[int]) -> Iterator[tuple[Tensor,
     """Yield (x after the step, predicted x0) for every step of a batch; float32 [B, C, H, W] on the device."""
     noise = ImageNoise(seeds, sampler.shape, sampler.device)
     x = noise.draw()
+    condition = sampler.condition(seeds)
     for i in range(len(sampler.table)):
         timesteps = sampler.table.timesteps[i].expand(len(seeds))
-        output = sampler.network(x.to(sampler.dtype), timesteps)
+        output = sampler.network(x.to(sampler.dtype), timesteps, *condition)
         step_noise = noise.draw() if sampler.draws_noise else None
         x, x0 = ddim_step(x, output, sampler.table.row(i), sampler.treatment, step_noise)
         yield x, x0

@@ -10,6 +10,7 @@ import torch
 from ddim_cli.config.schema import RuntimeSettings
 from ddim_cli.errors import UsageError
 from ddim_cli.models.describe import ModelDescription
+from ddim_cli.models.inspect import activation_bytes
 from ddim_cli.sampling.plan import even_batch_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,15 +79,6 @@ def available_memory(device: torch.device) -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def activation_bytes(model: ModelDescription, dtype: torch.dtype) -> int:
-    """Rough memory one image takes in a forward pass: the skip connections, and a dozen tensors of the widest level."""
-    height, width = model.size
-    widths = model.network.get("block_out_channels", [224, 448, 672, 896])
-    layers = model.network.get("layers_per_block", 2)
-    levels = [width_i * (height >> i) * (width >> i) for i, width_i in enumerate(widths)]
-    return (sum(levels) * (layers + 1) + 12 * max(levels)) * dtype.itemsize
-
-
 def choose_batch_size(
     asked: int | str, count: int, model: ModelDescription | None, device: torch.device, dtype: torch.dtype
 ) -> int:
@@ -98,7 +90,7 @@ def choose_batch_size(
         return int(asked)
     most = MOST_ON_CPU if device.type == "cpu" or model is None else MOST_ON_GPU
     if model is not None:
-        by_memory = int(available_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype))
+        by_memory = int(available_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype.itemsize))
         most = max(1, min(most, by_memory))
     return even_batch_size(max(1, count), most)
 

@@ -15,13 +15,20 @@ _NOT_OF_A_PICTURE = {"sampling": {"num_images", "seed", "seeds", "batch_size"}, 
 def sampling_record(run: Run) -> dict[str, Any]:
     """The section ``sampling``: what was asked for, and the timesteps that ran."""
     settings = run.config.sampling
-    return {
+    record = {
         "steps": settings.steps if settings.timesteps is None else len(run.timesteps),
         "eta": 1.0 if settings.variance == "large" else settings.eta,
         "timesteps": list(run.timesteps),
         "variance": settings.variance,
         "use_clipped_model_output": settings.use_clipped_model_output,
     }
+    if settings.classes is not None:
+        record["classes"] = settings.classes
+    if settings.guidance_scale != 1:
+        record["guidance_scale"] = settings.guidance_scale
+        record["guidance_rescale"] = settings.guidance_rescale
+        record["null_class"] = run.config.model.null_class
+    return record
 
 
 def config_record(config: Config) -> dict[str, Any]:
@@ -36,8 +43,8 @@ def model_record(run: Run) -> dict[str, Any]:
     return {
         "source": run.model.source,
         "kind": run.model.kind,
-        "revision": None,
-        "class": run.model.network.get("_class_name", "UNet2DModel"),
+        "revision": run.model.revision,
+        "class": "UNet2DModel",
         "parameters": run.model.parameters,
         "sha256": run.model.sha256,
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ddim_cli.config.layers import Layer, Resolved, merge, validate_layer
 from ddim_cli.config.schema import KEYS, Config, SchedulerSettings
+from ddim_cli.config.seeds import parse_classes
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.rules import check_combination
 from ddim_cli.errors import ConfigError, ModelError
@@ -81,19 +82,65 @@ def judge(resolved: Resolved, model: ModelDescription | None = None, warnings: S
     try:
         timesteps = tuple(timestep_grid(config.scheduler, config.sampling))
         check_combination(config.scheduler, config.sampling, timesteps)
+        if model is not None:
+            _check_network(config, model, timesteps)
     except ConfigError as error:
         raise ConfigError(*(_with_origins(p, resolved) for p in error.problems)) from None
-    return Run(resolved, model, timesteps, (*warnings, *_starts_low(config.scheduler, timesteps)))
+    notes = model.notes if model is not None else ()
+    return Run(resolved, model, timesteps, (*notes, *warnings, *_starts_low(config.scheduler, timesteps)))
 
 
-def resolve(layers: Sequence[Layer]) -> Run:
+def _check_classes(config: Config, model: ModelDescription) -> None:
+    """Raise ConfigError unless the classes asked for are ones that the network has."""
+    settings, null_class = config.sampling, config.model.null_class
+    embedding = model.network.get("class_embed_type")
+    if embedding is not None:
+        raise ConfigError(
+            f"{model.name} has class_embed_type {embedding!r}, whose classes are not numbers; it loads, but sample "
+            "cannot condition it"
+        )
+    if model.classes is None:
+        if settings.classes is not None:
+            raise ConfigError(f"sampling.classes = {settings.classes!r}, but {model.name} is not class-conditional")
+        if settings.guidance_scale != 1 or null_class is not None:
+            key = "model.null_class" if null_class is not None else "sampling.guidance_scale"
+            raise ConfigError(f"{key} is for class-conditional networks; {model.name} is none")
+        return
+    allowed = f"0-{model.classes - 1}"
+    if settings.classes is None:
+        raise ConfigError(f"{model.name} is class-conditional; say which of the classes {allowed} with --classes")
+    beyond = next((c for c in parse_classes(settings.classes) if c >= model.classes), None)
+    if beyond is not None:
+        raise ConfigError(f"sampling.classes: {model.name} has no class {beyond}; it has {allowed}")
+    if null_class is not None and null_class >= model.classes:
+        raise ConfigError(f"model.null_class = {null_class}: {model.name} has the classes {allowed}")
+    if settings.guidance_scale != 1 and null_class is None:
+        raise ConfigError(
+            "sampling.guidance_scale needs to know which class stands for none: set model.null_class, one of "
+            f"{allowed} (often the last)"
+        )
+
+
+def _check_network(config: Config, model: ModelDescription, timesteps: Sequence[int]) -> None:
+    """Raise ConfigError where this network cannot run these settings."""
+    _check_classes(config, model)
+    if model.network.get("time_embedding_type") == "fourier" and 0 in timesteps:
+        raise ConfigError(
+            f"{model.name} embeds log t, and the grid contains timestep 0; use scheduler.steps_offset = 1, or an "
+            "explicit sampling.timesteps without 0"
+        )
+
+
+def resolve(layers: Sequence[Layer], cached_only: bool = False) -> Run:
     """Join ``layers`` (lowest first) and the model's own scheduler config into a run.
+
+    With ``cached_only`` a model on the Hub is taken from the cache, and nobody is asked.
 
     Raises:
         ConfigError: for settings that cannot work together.
         ModelError: for a model that is not there or cannot be sampled from.
     """
-    model = describe_model(merge(layers).config.model)
+    model = describe_model(merge(layers).config.model, cached_only)
     layer = model.scheduler_layer()
     validate_layer(layer)
     resolved = merge([layer, *layers])
@@ -103,7 +150,7 @@ def resolve(layers: Sequence[Layer]) -> Run:
 def resolve_loosely(layers: Sequence[Layer]) -> Run:
     """As `resolve`, but a model that cannot be opened is no error: the settings are judged without it."""
     try:
-        return resolve(layers)
+        return resolve(layers, cached_only=True)
     except ModelError as error:
         run = judge(merge(layers))
         return replace(run, warnings=(*run.warnings, f"judged without the model's own scheduler settings: {error}"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ddim_cli.config.seeds import parse_classes
 from ddim_cli.diffusion.coefficients import make_table
 from ddim_cli.diffusion.step import X0Treatment
 from ddim_cli.errors import InterruptedRunError, RunError, UsageError
@@ -18,6 +19,7 @@ from ddim_cli.models.load import load_described
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.sidecar import identity, identity_hash
 from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.sampling.guidance import with_guidance
 from ddim_cli.sampling.loop import Network, Sampler, run_batches
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.precision import (
@@ -102,6 +104,9 @@ def make_sampler(
 ) -> Sampler:
     """What the denoising loop needs. Raises ConfigError for a grid whose coefficients cannot be computed."""
     config = run.config
+    guidance = config.sampling.guidance_scale
+    if guidance != 1:
+        network = with_guidance(network, config.model.null_class, guidance, config.sampling.guidance_rescale)
     return Sampler(
         network=network,
         table=make_table(config.scheduler, config.sampling, run.timesteps, device),
@@ -110,6 +115,7 @@ def make_sampler(
         device=device,
         dtype=dtype,
         draws_noise=config.sampling.eta > 0 or config.sampling.variance == "large",
+        classes=parse_classes(config.sampling.classes) if config.sampling.classes is not None else (),
     )
 
 
@@ -145,10 +151,7 @@ def load_network(job: Job) -> Network:
     """The job's network on its device, in its dtype, compiled if asked for."""
     set_tf32(job.run.config.runtime.tf32)
     model = load_described(job.run.model, job.device, job.dtype)
-    if not job.run.config.runtime.compile:
-        return model
-    network = compiled(model.network, job.device)
-    return lambda x, timesteps: network(x, timesteps, return_dict=False)[0]
+    return replace(model, network=compiled(model.network, job.device)) if job.run.config.runtime.compile else model
 
 
 def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Reporter) -> int:
