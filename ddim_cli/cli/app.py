@@ -10,7 +10,9 @@ import typer
 from ddim_cli import __version__
 from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import report
+from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
+from ddim_cli.cli.inspect import inspect
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
 
@@ -53,6 +55,8 @@ def _root(
 
 app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample)
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
+app.command(short_help="What a model is: shape, weights, scheduler, cost.")(inspect)
+app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)
 app.add_typer(config_app, name="config")
 app.command(short_help="Versions, devices, and what a bug report needs.")(env)
 

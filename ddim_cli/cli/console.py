@@ -220,7 +220,7 @@ def show_table(rows: Mapping[str, Any], title: str, style: str = "green") -> Non
     console = stdout()
     if not console.is_terminal:
         for name, value in rows.items():
-            console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {value}".replace("\n", "\n  "), markup=False, soft_wrap=True)
         return
     from rich.panel import Panel
     from rich.table import Table

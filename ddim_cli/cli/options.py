@@ -42,7 +42,7 @@ FLAGS: dict[str, Flag] = {
         "model.source",
         str,
         ("--model", "-m"),
-        "A bundled model's name or a diffusers directory [mnist].",
+        "A bundled name, a directory, a checkpoint, a Hub id [mnist].",
         _MODEL,
         "SOURCE",
     ),
@@ -102,6 +102,23 @@ FLAGS: dict[str, Flag] = {
         ("--clip-sample/--no-clip-sample",),
         "Clip the predicted x0 in every step [the model's].",
         _SCHEDULER,
+    ),
+    "image_size": Flag(
+        "model.image_size", int, ("--image-size",), "Size of an image, where the model does not tell.", _MODEL, "PIXELS"
+    ),
+    "classes": Flag(
+        "sampling.classes", str, ("--classes",), "Classes, of a class-conditional model: 3 or 0-9.", _SAMPLING, "LIST"
+    ),
+    "guidance_scale": Flag(
+        "sampling.guidance_scale",
+        float,
+        ("--guidance-scale",),
+        "Classifier-free guidance; 1 is off [1.0].",
+        _SAMPLING,
+        "W",
+    ),
+    "guidance_rescale": Flag(
+        "sampling.guidance_rescale", float, ("--guidance-rescale",), "Rescale guided predictions [0.0].", _SAMPLING, "R"
     ),
     "device": Flag("runtime.device", str, ("--device",), "auto, cpu, cuda, cuda:N or mps [auto].", _RUNTIME, "NAME"),
     "dtype": Flag(

@@ -10,6 +10,8 @@ from ddim_cli import __version__
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     ["schedule"],
+    ["inspect"],
+    ["convert"],
     ["sample"],
     ["config"],
     ["config", "show"],
