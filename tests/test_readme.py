@@ -34,7 +34,18 @@ def test_every_file_and_flag_that_is_named_exists():
     for path in re.findall(r"\]\(([^)h#][^)]*)\)|`(configs/[\w.]+)`", README):
         assert (ROOT / (path[0] or path[1])).exists(), path
     options = {name for flag in FLAGS.values() for part in flag.names for name in part.split("/")}
-    options |= {"--set", "--config", "--shard", "--overwrite", "--dry-run", "--json", "--quiet", "--help", "--from"}
+    options |= {
+        "--set",
+        "--config",
+        "--shard",
+        "--overwrite",
+        "--dry-run",
+        "--json",
+        "--quiet",
+        "--help",
+        "--from",
+        "--list",
+    }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {"--array", "--gpus"}:
         assert name in options, name
 
