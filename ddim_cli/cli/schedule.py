@@ -52,7 +52,7 @@ def schedule(
 def _tabulate(name: str, layers: list[Layer]) -> tuple[dict[str, Any], Run]:
     """The rows of a schedule, and the run they are of."""
     from ddim_cli.diffusion.coefficients import make_table
-    from ddim_cli.outputs.schedule_plot import snr_db
+    from ddim_cli.diffusion.levels import snr_db
     from ddim_cli.sampling.resolve import resolve_loosely
 
     run = resolve_loosely(layers)
@@ -100,13 +100,15 @@ def _show(name: str, found: dict[str, Any]) -> None:
 
 def _draw(path: Path, shown: dict[str, tuple[dict[str, Any], Run]]) -> None:
     from ddim_cli.diffusion.betas import make_alpha_bars
+    from ddim_cli.diffusion.levels import snr_db
     from ddim_cli.errors import UsageError
     from ddim_cli.outputs.atomic import write_atomically
     from ddim_cli.outputs.schedule_plot import Curve, draw_schedules
 
-    curves = [
-        Curve(name, make_alpha_bars(run.config.scheduler).tolist(), run.timesteps) for name, (_, run) in shown.items()
-    ]
+    curves = []
+    for name, (_, run) in shown.items():
+        alpha_bars = make_alpha_bars(run.config.scheduler).tolist()
+        curves.append(Curve(name, alpha_bars, [snr_db(a) for a in alpha_bars], run.timesteps))
     picture = draw_schedules(curves)
     try:
         write_atomically(path, picture)

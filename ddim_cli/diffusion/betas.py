@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim_cli.config.schema import SchedulerSettings
+from ddim_cli.errors import ConfigError
 
 MAX_BETA = 0.999
 
@@ -38,11 +39,21 @@ def betas_from_alpha_bar(alpha_bar: Callable[[float], float], num_train_timestep
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Shift and scale sqrt(alpha_bar) so that it ends at 0 and starts where it did (arXiv:2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(alpha_bar) so that it ends at 0 and starts where it did (arXiv:2305.08891, algorithm 1).
+
+    Raises:
+        ConfigError: for betas that add no noise, or whose alpha_bar reaches its end before the last of them.
+    """
     root = torch.cumprod(1 - betas, 0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     alpha_bar = root.square()
-    return 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    rescaled = 1 - torch.cat([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+    if not rescaled.isfinite().all():
+        raise ConfigError(
+            "scheduler.rescale_betas_zero_snr needs betas whose alpha_bar falls until the last of them; with these it "
+            "has come to its end before, or never falls: choose others, or leave rescaling out"
+        )
+    return rescaled
 
 
 def make_betas(settings: SchedulerSettings) -> Tensor:

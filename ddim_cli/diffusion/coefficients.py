@@ -141,28 +141,69 @@ def step_coefficients(
     )
 
 
-def _levels(
-    scheduler: SchedulerSettings, sampling: SamplingSettings, timesteps: Sequence[int]
-) -> tuple[tuple[int, ...], Tensor, Tensor]:
-    """Previous timesteps, alpha_bar and previous alpha_bar of a grid; the tensors float64 [N]."""
+def _table(
+    scheduler: SchedulerSettings,
+    sampling: SamplingSettings,
+    timesteps: Sequence[int],
+    device: torch.device | str,
+    inverse: bool,
+) -> StepTable:
+    check_combination(scheduler, sampling, timesteps)
     alpha_bars = make_alpha_bars(scheduler)
     previous = previous_timesteps(timesteps, scheduler, sampling.steps if sampling.timesteps is None else None)
     levels = torch.cat([alpha_bars, final_alpha_bar(alpha_bars, scheduler.set_alpha_to_one).view(1)])
-    return previous, levels[list(timesteps)], levels[list(previous)]
-
-
-def _device_values(columns: Coefficients, timesteps: Sequence[int], level: Tensor, prediction: str) -> Tensor:
-    """The columns as float32 [N, 9]; ConfigError names the first step at which one is not finite."""
-    values = torch.stack(columns, dim=1).float()
-    finite = values.isfinite().all(dim=1)
-    if not finite.all():
-        i = int((~finite).nonzero()[0])
-        raise ConfigError(
-            f"at timestep {timesteps[i]} the step starts from alpha_bar {level[i].item():.6g}, where x0 and epsilon "
-            f'cannot both be derived from prediction_type = "{prediction}"; use betas that leave some signal and some '
-            "noise there, or a grid without it"
+    alpha_bar, prev_alpha_bar = levels[list(timesteps)], levels[list(previous)]
+    if inverse:
+        start = prev_alpha_bar
+        columns = step_coefficients(prev_alpha_bar, alpha_bar, scheduler.prediction_type)
+    else:
+        start = alpha_bar
+        columns = step_coefficients(
+            alpha_bar, prev_alpha_bar, scheduler.prediction_type, sampling.eta, sampling.variance
         )
-    return values
+    values = torch.stack(columns, dim=1).float()
+    _check_ends(values, start, timesteps, scheduler, sampling, inverse)
+    return StepTable(
+        timesteps=torch.tensor(timesteps, dtype=torch.int64, device=device),
+        values=values.to(device),
+        prev_timesteps=previous,
+        alpha_bar=alpha_bar,
+        prev_alpha_bar=prev_alpha_bar,
+        sigma=columns.sigma,
+    )
+
+
+def _check_ends(
+    values: Tensor,
+    start: Tensor,
+    timesteps: Sequence[int],
+    scheduler: SchedulerSettings,
+    sampling: SamplingSettings,
+    inverse: bool,
+) -> None:
+    """Raise ConfigError where a step starts so near to alpha_bar 0 or 1 that x0 or epsilon cannot be derived there.
+
+    What the settings alone tell is refused before, by `rules`; this is exact.
+    """
+    broken = ~values.isfinite().all(dim=1)
+    if sampling.use_clipped_model_output and not inverse:
+        broken |= start >= 1
+    if not broken.any():
+        return
+    i = int(broken.nonzero()[0])
+    which = (
+        "use_clipped_model_output"
+        if broken[i] and values[i].isfinite().all()
+        else (f'prediction_type = "{scheduler.prediction_type}"')
+    )
+    if inverse and start[i] >= 1:
+        remedy = "set scheduler.set_alpha_to_one = false"
+    else:
+        remedy = "use betas that leave some signal and some noise there, or a grid without it"
+    raise ConfigError(
+        f"at timestep {timesteps[i]} the step starts from alpha_bar {start[i].item():.6g}, where {which} cannot tell "
+        f"x0 from epsilon; {remedy}"
+    )
 
 
 def make_table(
@@ -176,18 +217,7 @@ def make_table(
     Raises:
         ConfigError: for combinations that cannot work; see `rules` and `step_coefficients`.
     """
-    check_combination(scheduler, sampling, timesteps)
-    previous, alpha_bar, prev_alpha_bar = _levels(scheduler, sampling, timesteps)
-    prediction = scheduler.prediction_type
-    columns = step_coefficients(alpha_bar, prev_alpha_bar, prediction, sampling.eta, sampling.variance)
-    return StepTable(
-        timesteps=torch.tensor(timesteps, dtype=torch.int64, device=device),
-        values=_device_values(columns, timesteps, alpha_bar, prediction).to(device),
-        prev_timesteps=previous,
-        alpha_bar=alpha_bar,
-        prev_alpha_bar=prev_alpha_bar,
-        sigma=columns.sigma,
-    )
+    return _table(scheduler, sampling, timesteps, device, inverse=False)
 
 
 def make_inverse_table(
@@ -201,15 +231,4 @@ def make_inverse_table(
     Row i leads from the level that sampling reaches from timestep i back up to the level of
     timestep i, with no noise: sampling's own step read backwards, with the output at timestep i.
     """
-    check_combination(scheduler, sampling, timesteps)
-    previous, alpha_bar, prev_alpha_bar = _levels(scheduler, sampling, timesteps)
-    prediction = scheduler.prediction_type
-    columns = step_coefficients(prev_alpha_bar, alpha_bar, prediction)
-    return StepTable(
-        timesteps=torch.tensor(timesteps, dtype=torch.int64, device=device),
-        values=_device_values(columns, timesteps, prev_alpha_bar, prediction).to(device),
-        prev_timesteps=previous,
-        alpha_bar=alpha_bar,
-        prev_alpha_bar=prev_alpha_bar,
-        sigma=columns.sigma,
-    )
+    return _table(scheduler, sampling, timesteps, device, inverse=True)

@@ -50,18 +50,35 @@ def uniform(steps: int, num_train_timesteps: int) -> list[int]:
     return list(reversed(range(0, num_train_timesteps, num_train_timesteps // steps)))
 
 
-def check_grid(timesteps: Sequence[int], num_train_timesteps: int, remedy: str = "") -> None:
-    """Raise ConfigError unless ``timesteps`` is strictly descending and inside [0, T-1]."""
+def check_list(timesteps: Sequence[int], num_train_timesteps: int) -> None:
+    """Raise ConfigError unless an explicit list is strictly descending and inside [0, T-1]."""
     last = num_train_timesteps - 1
     for t in timesteps:
         if not 0 <= t <= last:
-            raise ConfigError(f"the grid visits timestep {t}, outside 0..{last}{remedy}")
+            raise ConfigError(f"sampling.timesteps has timestep {t}, outside 0..{last}")
     for t, following in pairwise(timesteps):
         if following >= t:
             what = "repeats" if following == t else "rises to"
             raise ConfigError(
                 f"sampling.timesteps {what} {following} after {t}; list each timestep once, from the noisiest down"
             )
+
+
+def _check_leading(steps: int, num_train_timesteps: int, offset: int) -> None:
+    """Raise ConfigError if a leading grid leaves [0, T-1]: only its first entry can."""
+
+    def first(n: int) -> int:
+        return (n - 1) * (num_train_timesteps // n) + offset
+
+    if first(steps) < num_train_timesteps:
+        return
+    most = next((n for n in range(steps, 0, -1) if first(n) < num_train_timesteps), 0)
+    fewer = f"sampling.steps = {most} or fewer, " if most else ""
+    raise ConfigError(
+        f"the grid visits timestep {first(steps)}, outside 0..{num_train_timesteps - 1} (sampling.steps = {steps} "
+        f"leading steps with scheduler.steps_offset = {offset}); use {fewer}scheduler.steps_offset = 0, or "
+        'scheduler.timestep_spacing = "trailing"'
+    )
 
 
 def timestep_grid(scheduler: SchedulerSettings, sampling: SamplingSettings) -> list[int]:
@@ -73,26 +90,14 @@ def timestep_grid(scheduler: SchedulerSettings, sampling: SamplingSettings) -> l
     """
     total, steps, offset = scheduler.num_train_timesteps, sampling.steps, scheduler.steps_offset
     if sampling.timesteps is not None:
-        check_grid(sampling.timesteps, total)
+        check_list(sampling.timesteps, total)
         return list(sampling.timesteps)
     if steps > total:
         raise ConfigError(
             f"sampling.steps = {steps} is more than scheduler.num_train_timesteps = {total}; use at most {total}"
         )
     if scheduler.timestep_spacing == "leading":
-        grid = leading(steps, total, offset)
-        most = (
-            max((n for n in range(steps, 0, -1) if leading(n, total, offset)[0] < total), default=0)
-            if (grid[0] >= total)
-            else steps
-        )
-        fewer = f"at most {most} steps, " if most else ""
-        check_grid(
-            grid,
-            total,
-            f" ({steps} leading steps with scheduler.steps_offset = {offset}); "
-            f'use {fewer}steps_offset = 0, or timestep_spacing = "trailing"',
-        )
-        return grid
+        _check_leading(steps, total, offset)
+        return leading(steps, total, offset)
     spacings = {"trailing": trailing, "linspace": linspace, "quadratic": quadratic, "uniform": uniform}
     return spacings[scheduler.timestep_spacing](steps, total)

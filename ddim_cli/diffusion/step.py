@@ -55,11 +55,11 @@ def ddim_step(
         output: the network's output at x_t, [B, ...]; raised to float32 if it is narrower.
         c: the step's coefficients, 0-d on x's device.
         treatment: clipping, thresholding and what follows from them.
-        noise: standard normal [B, ...], or None for none.
+        noise: standard normal [B, ...], or None for none; raised likewise.
 
     Returns:
         x_prev and the predicted x0, float32 [B, ...].
     """
     x0, epsilon = predict(x, output.to(x.dtype), c, treatment)
     x_prev = c.prev_signal * x0 + c.direction * epsilon
-    return (x_prev if noise is None else x_prev + c.sigma * noise), x0
+    return (x_prev if noise is None else x_prev + c.sigma * noise.to(x.dtype)), x0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -16,18 +15,12 @@ MARKERS = "os^Dv"
 
 @dataclass(frozen=True)
 class Curve:
-    """One schedule: ``alpha_bars`` of all T timesteps, and the ``timesteps`` of the grid."""
+    """One schedule: ``alpha_bars`` and ``snr_db`` of all T timesteps, and the ``timesteps`` of the grid."""
 
     name: str
     alpha_bars: Sequence[float]
+    snr_db: Sequence[float]
     timesteps: Sequence[int]
-
-
-def snr_db(alpha_bar: float) -> float:
-    """10 log10(alpha_bar / (1 - alpha_bar)): the signal-to-noise ratio of x_t in dB."""
-    if alpha_bar <= 0:
-        return -math.inf
-    return math.inf if alpha_bar >= 1 else 10 * math.log10(alpha_bar / (1 - alpha_bar))
 
 
 def draw_schedules(curves: Sequence[Curve]) -> bytes:
@@ -44,8 +37,7 @@ def draw_schedules(curves: Sequence[Curve]) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True)
     for curve, marker in zip(curves, cycle(MARKERS), strict=False):
         label = f"{curve.name}: {len(curve.timesteps)} steps"
-        ratios = [snr_db(a) for a in curve.alpha_bars]
-        for axes, values in ((above, curve.alpha_bars), (below, ratios)):
+        for axes, values in ((above, curve.alpha_bars), (below, curve.snr_db)):
             [line] = axes.plot(range(len(values)), values, linewidth=1.2, label=label)
             marked = [values[t] for t in curve.timesteps]
             axes.plot(curve.timesteps, marked, marker, markersize=5, markerfacecolor="none", color=line.get_color())

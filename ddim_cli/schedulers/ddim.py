@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from pydantic import ValidationError
 from torch import Tensor
 
+from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.betas import make_betas
 from ddim_cli.diffusion.coefficients import (
@@ -34,6 +35,11 @@ class DDIMSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
+
+
+def _sampling(values: dict[str, Any], who: str) -> SamplingSettings:
+    """Validated sampling settings. Raises ConfigError, with ``who`` asked."""
+    return merge([table_layer({"sampling": values}, who)]).config.sampling
 
 
 class DDIMScheduler(SchedulerMixin, ConfigMixin):
@@ -73,13 +79,12 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         previous_timestep: str = "grid",
     ):
         keys = {key: getattr(self.config, key) for key in SchedulerSettings.model_fields}
-        if trained_betas is not None:
-            keys["trained_betas"] = tuple(float(beta) for beta in trained_betas)
-        try:
-            self.settings = SchedulerSettings.model_validate(keys)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"DDIMScheduler: {first['loc'][0]} = {first['input']!r}: {first['msg']}") from None
+        if trained_betas is not None and not isinstance(trained_betas, str):
+            # Of a tensor or an array too, and so that the JSON file can hold them.
+            keys["trained_betas"] = [float(beta) for beta in trained_betas]
+            self.register_to_config(trained_betas=keys["trained_betas"])
+        keys = {key: value for key, value in keys.items() if value is not None}
+        self.settings = merge([table_layer({"scheduler": keys}, "DDIMScheduler")]).config.scheduler
         check_betas(self.settings)
         self.betas = make_betas(self.settings).float()
         alpha_bars = torch.cumprod(1 - make_betas(self.settings), 0)
@@ -105,11 +110,10 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ConfigError("set_timesteps takes either num_inference_steps or timesteps")
         if timesteps is not None:
-            self._sampling = SamplingSettings(timesteps=tuple(int(t) for t in timesteps))
-        elif num_inference_steps < 1:
-            raise ConfigError(f"num_inference_steps = {num_inference_steps}; it must be at least 1")
+            asked: dict[str, Any] = {"timesteps": [int(t) for t in timesteps]}
         else:
-            self._sampling = SamplingSettings(steps=int(num_inference_steps))
+            asked = {"steps": int(num_inference_steps)}
+        self._sampling = _sampling(asked, "set_timesteps")
         self._grid = timestep_grid(self.settings, self._sampling)
         self._index = {t: i for i, t in enumerate(self._grid)}
         self._tables.clear()
@@ -129,7 +133,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             raise ConfigError(f"timestep {t} is not in the grid {self._grid[:3]}...; see scheduler.timesteps")
         key = (kind, sample.device, *sampling.values())
         if key not in self._tables:
-            chosen = self._sampling.model_copy(update=sampling)
+            chosen = _sampling({**self._sampling.model_dump(exclude_unset=True), **sampling}, "step")
             make = make_table if kind == "sample" else make_inverse_table
             self._tables[key] = make(self.settings, chosen, self._grid, sample.device)
         return self._tables[key].row(self._index[t])

@@ -49,7 +49,7 @@ def test_an_explicit_list_is_taken_as_it_is():
     ("settings", "says"),
     [
         ({"steps": 1001}, "use at most 1000"),
-        ({"steps": 1000, "steps_offset": 1}, "at most 999 steps"),
+        ({"steps": 1000, "steps_offset": 1}, "steps = 999 or fewer"),
         ({"steps": 10, "steps_offset": 2000}, "steps_offset = 0"),
         ({"timesteps": [5, 5]}, "repeats"),
         ({"timesteps": [5, 6]}, "rises"),
