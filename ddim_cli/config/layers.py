@@ -18,7 +18,7 @@ from typing import Any
 import tomli
 from pydantic import ValidationError
 
-from ddim_cli.config.lines import key_lines, line_of
+from ddim_cli.config.lines import KeyLines, key_lines
 from ddim_cli.config.schema import KEYS, SECTIONS, Config
 from ddim_cli.errors import ConfigError
 
@@ -40,6 +40,7 @@ def replaced_by(key: str, chosen: Collection[str]) -> str | None:
 
 # What --set takes for a string without quotes: names and paths.
 _BARE_WORD = re.compile(r"[\w./~-]+")
+_BARE_KEY = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,10 @@ class Resolved:
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the nearest of ``known``, or nothing if none is near."""
     known = list(known)
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not found:
-        # A key given without its table, or in another one, is better told by its last part.
-        last = {k.rpartition(".")[2]: k for k in known}
-        found = [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)]
+    # By the last part: what a key of the right table shares with all others of it says nothing.
+    last = {k.rpartition(".")[2]: k for k in reversed(known)}
+    last |= {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]}
+    found = [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)]
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -127,7 +127,7 @@ def validate_layer(layer: Layer) -> None:
         section, _, name = key.partition(".")
         if key in KEYS:
             sections.setdefault(section, {})[name] = value
-        elif section in SECTIONS and not name:
+        elif key in SECTIONS:
             problems.append(f"{layer.origins[key]}: {key} is a table; write [{key}] with keys below it")
         elif key.startswith("["):
             problems.append(f"{layer.origins[key]}: unknown table {key}{nearest(key, [f'[{s}]' for s in SECTIONS])}")
@@ -158,18 +158,24 @@ def validate_layer(layer: Layer) -> None:
 def _flatten(table: Mapping[str, Any]) -> Iterable[tuple[tuple[str, ...], str, Any]]:
     """(path, key, value) of every setting; a table that is no section is one entry, its key in brackets."""
     for section, values in table.items():
-        if not isinstance(values, dict):
-            yield (section,), section, values
+        if not isinstance(values, Mapping):
+            yield (section,), _shown(section), values
         elif section not in SECTIONS:
-            yield (section,), f"[{section}]", values
+            yield (section,), f"[{_shown(section)}]", values
         else:
-            yield from (((section, name), f"{section}.{name}", value) for name, value in values.items())
+            yield from (((section, name), f"{section}.{_shown(name)}", value) for name, value in values.items())
+
+
+def _shown(name: Any) -> str:
+    """A key as it is written: quoted where it is not a bare word, so that "a.b" is no key b of a table a."""
+    return name if isinstance(name, str) and _BARE_KEY.fullmatch(name) else json.dumps(name, default=str)
 
 
 def read_file(path: Path) -> Layer:
     """Read a TOML file into a layer, validated. Raises ConfigError with file, line and, for syntax, column."""
     try:
-        text = path.read_bytes().decode()
+        # Some editors put a byte-order mark first.
+        text = path.read_bytes().decode("utf-8-sig")
         table = tomli.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
@@ -177,19 +183,19 @@ def read_file(path: Path) -> Layer:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (tomli.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error or 'nested too deeply'}") from None
+    except (ValueError, RecursionError) as error:
+        # Of ValueErrors, tomli's own for a syntax error, and Python's for a number of thousands of digits.
+        reason = str(error).partition(";")[0] or "nested too deeply"
+        raise ConfigError(f"{path}: not valid TOML: {reason}") from None
     return table_layer(table, str(path), key_lines(text))
 
 
-def table_layer(
-    table: Mapping[str, Any], origin: str, lines: Mapping[tuple[str, ...], int | None] | None = None
-) -> Layer:
+def table_layer(table: Mapping[str, Any], origin: str, lines: KeyLines | None = None) -> Layer:
     """A nested table -> a layer, validated. ``lines`` (see `lines.key_lines`) refines ``origin``."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for path, key, value in _flatten(table):
-        line = line_of(lines or {}, path)
+        line = lines.line_of(path) if lines is not None else None
         values[key] = value
         origins[key] = f"{origin}:{line}" if line is not None else origin
     layer = Layer(values, origins)
@@ -200,7 +206,7 @@ def table_layer(
 def _set_value(assignment: str, text: str) -> Any:
     try:
         table = tomli.loads(f"value = {text}")
-    except (tomli.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         table = {"value": text.strip()} if _BARE_WORD.fullmatch(text.strip()) else {}
     if table.keys() != {"value"}:
         raise ConfigError(f"--set {assignment}: {text.strip()!r} is not a TOML value (a string needs quotes)")

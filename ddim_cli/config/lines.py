@@ -7,6 +7,9 @@ inside a table that spans lines) it names no line rather than a wrong one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import tomli
 
 _DELIMITERS = ('"""', "'''", '"', "'")
@@ -65,19 +68,38 @@ def _key_path(key: str) -> tuple[str, ...]:
     return tuple(path)
 
 
-def key_lines(text: str) -> dict[tuple[str, ...], int | None]:
-    """Key path -> 1-based line, for each key that has a statement of its own in ``text``.
+@dataclass(frozen=True)
+class KeyLines:
+    """1-based lines of keys by path; None where one cannot be told. ``inline`` are keys whose value is a table."""
 
-    A key given twice by way of arrays of tables, or whose value is a table that spans lines, maps
-    to None: what lies in it cannot be told apart.
+    lines: Mapping[tuple[str, ...], int | None]
+    inline: frozenset[tuple[str, ...]]
+
+    def line_of(self, path: tuple[str, ...]) -> int | None:
+        """The line of ``path``, or of the inline table it stands in; None where it cannot be told."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.lines and (length == len(path) or path[:length] in self.inline):
+                return self.lines[path[:length]]
+        return None
+
+
+def key_lines(text: str) -> KeyLines:
+    """The lines of all keys that have a statement of their own in ``text``, which tomli has accepted.
+
+    A key given twice by way of arrays of tables, or whose value is a table that spans lines, has
+    None: what lies in it cannot be told apart.
     """
     text = text.replace("\r\n", "\n")
     lines: dict[tuple[str, ...], int | None] = {}
+    inline: set[tuple[str, ...]] = set()
     prefix: tuple[str, ...] = ()
     i = 0
 
-    def record(path: tuple[str, ...], line: int | None) -> None:
+    def record(path: tuple[str, ...], line: int | None, known: int) -> None:
         lines[path] = None if path in lines else line
+        # a.b.c = 1 is the statement that makes a.b as well, unless a header did before.
+        for length in range(known + 1, len(path)):
+            lines.setdefault(path[:length], line)
 
     while i < len(text):
         if text[i] in " \t\n":
@@ -88,22 +110,16 @@ def key_lines(text: str) -> dict[tuple[str, ...], int | None]:
             brackets = 2 if text.startswith("[[", i) else 1
             end = _key_end(text, i + brackets, "]")
             prefix = _key_path(text[i + brackets : end])
-            record(prefix, text.count("\n", 0, i) + 1)
+            record(prefix, text.count("\n", 0, i) + 1, 0)
             i = _skip_line(text, end)
         else:
             line = text.count("\n", 0, i) + 1
             equals = _key_end(text, i, "=")
             path = prefix + _key_path(text[i:equals])
             end = _skip_value(text, equals + 1)
-            value = text[equals + 1 : end]
-            record(path, None if value.lstrip().startswith("{") and "\n" in value.strip() else line)
+            value = text[equals + 1 : end].strip()
+            if value.startswith("{"):
+                inline.add(path)
+            record(path, None if value.startswith("{") and "\n" in value else line, len(prefix))
             i = end
-    return lines
-
-
-def line_of(lines: dict[tuple[str, ...], int | None], path: tuple[str, ...]) -> int | None:
-    """The line of ``path``, or of the inline table it stands in; None where it cannot be told."""
-    for length in range(len(path), 0, -1):
-        if path[:length] in lines:
-            return lines[path[:length]]
-    return None
+    return KeyLines(lines, frozenset(inline))

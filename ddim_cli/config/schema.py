@@ -25,7 +25,9 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _as_seed_list(value: Any) -> Any:
-    """A list of integers is taken as well, and both are kept as text; the order given is kept."""
+    """A seed or a list of seeds is taken as well, and kept as text; the order given is kept."""
+    if type(value) is int and value >= 0:
+        value = str(value)
     if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
         value = ",".join(map(str, value))
     if isinstance(value, str):
@@ -66,13 +68,21 @@ class ModelSettings(Section):
         description="a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id",
     )
     revision: str | None = Field(
-        None, min_length=1, description="of a model on the Hub: a branch, tag or commit [main]"
+        None, examples=["main"], min_length=1, description="of a model on the Hub: a branch, tag or commit [main]"
     )
-    variant: str | None = Field(None, description="weights variant: diffusion_pytorch_model.VARIANT.safetensors")
-    subfolder: str | None = Field(None, description="the network's folder inside the source [unet, or the root]")
+    variant: str | None = Field(
+        None, examples=["fp16"], description="weights variant: diffusion_pytorch_model.VARIANT.safetensors"
+    )
+    subfolder: str | None = Field(
+        None, examples=["unet"], description="the network's folder inside the source [unet, or the root]"
+    )
     ema: bool = Field(True, description="of an original training checkpoint, take the averaged weights")
-    image_size: Pixels | SizePair | None = Field(None, description="an image's size, or [height, width] [the model's]")
-    null_class: int | None = Field(None, ge=0, description="the class that stands for none, for guidance")
+    image_size: Pixels | SizePair | None = Field(
+        None, examples=[32], description="an image's size, or [height, width] [the model's]"
+    )
+    null_class: int | None = Field(
+        None, examples=[10], ge=0, description="the class that stands for none, for guidance"
+    )
 
 
 class SchedulerSettings(Section):
@@ -84,17 +94,19 @@ class SchedulerSettings(Section):
     beta_start: float = Field(0.0001, ge=0, lt=1, description="the first beta")
     beta_end: float = Field(0.02, ge=0, lt=1, description="the last beta")
     beta_schedule: BetaSchedule = Field("linear", description="how beta grows from beta_start to beta_end")
-    trained_betas: FloatList | None = Field(None, description="T betas that replace the schedule")
+    trained_betas: FloatList | None = Field(
+        None, examples=[[0.0001, 0.02]], description="T betas that replace the schedule"
+    )
     prediction_type: PredictionType = Field("epsilon", description="what the network predicts")
     clip_sample: bool = Field(True, description="clip each predicted x0 to +-clip_sample_range")
-    clip_sample_range: float = Field(1.0, gt=0, description="the bound of clip_sample")
+    clip_sample_range: float = Field(1.0, gt=0, le=1e30, description="the bound of clip_sample")
     thresholding: bool = Field(False, description="dynamic thresholding of x0 (arXiv:2205.11487); replaces clip_sample")
     dynamic_thresholding_ratio: float = Field(
         0.995, gt=0, le=1, description="the quantile of |x0| that thresholding takes"
     )
-    sample_max_value: float = Field(1.0, ge=1, description="the largest threshold")
+    sample_max_value: float = Field(1.0, ge=1, le=1e30, description="the largest threshold")
     timestep_spacing: TimestepSpacing = Field("leading", description="how the grid of timesteps is laid out")
-    steps_offset: int = Field(0, ge=0, description="added to every timestep of a leading grid")
+    steps_offset: int = Field(0, ge=0, le=1_000_000, description="added to every timestep of a leading grid")
     set_alpha_to_one: bool = Field(
         True, description="the last step goes to alpha_bar 1, else to alpha_bar of timestep 0"
     )
@@ -107,17 +119,21 @@ class SchedulerSettings(Section):
 class SamplingSettings(Section):
     """Which pictures, in how many steps."""
 
-    steps: int = Field(50, ge=1, description="number of steps N asked of the grid")
-    timesteps: IntList | None = Field(None, min_length=1, description="an explicit descending grid, in place of steps")
+    steps: int = Field(50, ge=1, le=1_000_000, description="number of steps N asked of the grid")
+    timesteps: IntList | None = Field(
+        None, examples=[[999, 666, 333]], min_length=1, description="an explicit descending grid, in place of steps"
+    )
     eta: float = Field(0.0, ge=0, description="0 is DDIM, deterministic; 1 has DDPM's noise")
     variance: Variance = Field("ddim", description='"large": the paper\'s sigma-hat; implies eta 1')
     use_clipped_model_output: bool = Field(False, description="derive epsilon again from the clipped x0")
     num_images: int = Field(16, ge=1, le=MAX_LENGTH, description="number of images, of the seeds from seed on")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="the first image's seed")
-    seeds: SeedList | None = Field(None, description='a list such as "0-63,100", in place of seed and num_images')
+    seeds: SeedList | None = Field(
+        None, examples=["0-63,100"], description='a list such as "0-63,100", in place of seed and num_images'
+    )
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="images a batch")
     classes: ClassList | None = Field(
-        None, description='such as "3" or "0-9"; an image has classes[seed mod their number]'
+        None, examples=["0-9"], description='such as "3" or "0-9"; an image has classes[seed mod their number]'
     )
     guidance_scale: float = Field(1.0, ge=0, description="of classifier-free guidance; 1 is off")
     guidance_rescale: float = Field(
@@ -128,7 +144,9 @@ class SamplingSettings(Section):
 class RuntimeSettings(Section):
     """Where and how it runs."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N or mps")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda, cuda:N or mps"
+    )
     dtype: DType = Field(
         "auto", description="of the network; auto: bfloat16 on a CUDA device that has it, else float32"
     )
@@ -139,7 +157,9 @@ class RuntimeSettings(Section):
 class OutputSettings(Section):
     """What lands on disk."""
 
-    dir: str | None = Field(None, min_length=1, description="the output folder [outputs/MODEL-Nsteps-HASH]")
+    dir: str | None = Field(
+        None, examples=["outputs/mine"], min_length=1, description="the output folder [outputs/MODEL-Nsteps-HASH]"
+    )
     grid: bool = Field(True, description="write grid.png, a contact sheet of the first images")
     subdirs: bool = Field(False, description="a folder for every 1,000 seeds, named after the first")
 

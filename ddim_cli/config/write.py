@@ -44,14 +44,14 @@ def render_resolved(resolved: Resolved) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def render_starter(values: Mapping[str, Any], notes: Mapping[str, str] | None = None) -> str:
+def render_starter(values: Mapping[str, Any]) -> str:
     """A commented starter: every key with its meaning and default, those in ``values`` set, the others commented out.
 
-    ``values`` is dotted key -> value; ``notes`` is dotted key -> a remark to put behind it.
+    ``values`` is dotted key -> value.
     """
-    notes = notes or {}
     lines = [
-        "# A sampling config of ddim. Every key is optional: a line that is commented out shows the default.",
+        "# A sampling config of ddim. Every key is optional: a line that is commented out shows the default,",
+        "# or an example where there is none.",
         "# Run it:  ddim sample -c THIS_FILE      Check it:  ddim config check THIS_FILE",
     ]
     for section, model in SECTIONS.items():
@@ -63,11 +63,9 @@ def render_starter(values: Mapping[str, Any], notes: Mapping[str, str] | None = 
             allowed = describe_allowed(schema) if "pattern" not in schema else ""
             about = f"{field.description}{f' ({allowed})' if allowed and allowed != 'a string' else ''}"
             lines += textwrap.wrap(about, 96, initial_indent="# ", subsequent_indent="#   ")
-            note = f"  # {notes[key]}" if key in notes else ""
             if key in values and values[key] is not None:
-                lines.append(f"{name} = {toml_value(values[key])}{note}")
-            elif field.default is None:
-                lines.append(f"# {name} =  (not set){note}")
+                lines.append(f"{name} = {toml_value(values[key])}")
             else:
-                lines.append(f"# {name} = {toml_value(field.default)}{note}")
+                shown = field.default if field.default is not None else field.examples[0]
+                lines.append(f"# {name} = {toml_value(shown)}")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 import pytest
 
-from ddim_cli.config.lines import key_lines, line_of
+from ddim_cli.config.lines import key_lines
 
 TEXT = '''# comment with [brackets] and = signs
 title = """
@@ -42,15 +42,24 @@ x = 2
     ],
 )
 def test_line_of_a_key(path, line, newline):
-    assert line_of(key_lines(TEXT.replace("\n", newline)), path) == line
+    assert key_lines(TEXT.replace("\n", newline)).line_of(path) == line
 
 
 def test_a_table_over_several_lines_names_no_line():
     # TOML 1.1 lets an inline table span lines; a 1.0 parser would have refused the text before.
-    assert line_of(key_lines("a = {\n x = 1,\n y = 2 }\n"), ("a", "y")) is None
+    assert key_lines("a = {\n x = 1,\n y = 2 }\n").line_of(("a", "y")) is None
 
 
 def test_strings_that_end_in_quotes():
     text = 'a = """x"""""\nb = 1\nc = "\\"#"\nd = 2\n'
     lines = key_lines(text)
-    assert (lines[("b",)], lines[("d",)]) == (2, 4)
+    assert (lines.line_of(("b",)), lines.line_of(("d",))) == (2, 4)
+
+
+@pytest.mark.parametrize("text", ["[sampling]\n\nsteps.x = 1\n", "[sampling]\n\n[sampling.steps.x]\n"])
+def test_the_line_that_makes_a_table_of_a_key(text):
+    assert key_lines(text).line_of(("sampling", "steps")) == 3
+
+
+def test_a_key_that_has_no_statement_is_not_where_its_table_is():
+    assert key_lines("[sampling]\nsteps = 1\n").line_of(("sampling", "eta")) is None
