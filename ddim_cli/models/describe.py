@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,14 @@ from ddim_cli.models.hub import is_hub_id, open_repository
 BUNDLED = Path(__file__).parent / "bundled"
 NETWORK_CLASS = "UNet2DModel"
 # Of UNet2DModel, where a config leaves them out.
-_NETWORK_DEFAULTS = {"in_channels": 3, "out_channels": 3, "time_embedding_type": "positional"}
+_NETWORK_DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "time_embedding_type": "positional",
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+}
+MOST_PIXELS = 16384
 CHECKPOINT_ENDINGS = (".ckpt", ".pth", ".pt", ".bin")
 
 
@@ -55,6 +63,12 @@ class ModelDescription:
     def sha256(self) -> str:
         """Of the weights file; of several, of their hashes in the order of their names."""
         return files_sha256(self.weights)
+
+    @property
+    def config_sha256(self) -> str:
+        """Of the network's config: the same weights compute something else under another."""
+        facts = {k: v for k, v in self.network.items() if not k.startswith("_")}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def parameters(self) -> int:
@@ -138,17 +152,33 @@ def checked_network(found: Mapping[str, Any], settings: ModelSettings, where: st
         network["sample_size"] = settings.image_size
     size = network.get("sample_size")
     pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_positive, size))
-    if not pair and not _positive(size):
+    if (not pair and not _positive(size)) or max(size if pair else (size,)) > MOST_PIXELS:
         raise ModelError(f"{where}: sample_size is {json.dumps(size)}; give the size of an image with --image-size")
     channels, out = network["in_channels"], network["out_channels"]
     if not _positive(channels) or out not in (channels, 2 * channels):
         raise ModelError(f"{where}: the network takes {channels} channels and gives {out}; DDIM needs as many")
     if channels not in (1, 3, 4):
         raise ModelError(f"{where}: the network makes {channels} channels; a picture has 1, 3 or 4")
+    _check_shape(network, where)
     classes = network.get("num_class_embeds")
     if classes is not None and not _positive(classes):
         raise ModelError(f"{where}: num_class_embeds is {json.dumps(classes)}; it must be a positive number")
     return network
+
+
+def _check_shape(network: Mapping[str, Any], where: str) -> None:
+    """ModelError for levels that cannot be, or an image that cannot be halved as often as there are levels."""
+    widths, layers = network["block_out_channels"], network["layers_per_block"]
+    if not (isinstance(widths, (list, tuple)) and widths and all(map(_positive, widths))):
+        raise ModelError(f"{where}: block_out_channels is {json.dumps(widths)}; it must be a list of channels")
+    if not _positive(layers):
+        raise ModelError(f"{where}: layers_per_block is {json.dumps(layers)}; it must be a positive number")
+    size, factor = network["sample_size"], 2 ** (len(widths) - 1)
+    if any(s % factor for s in (size if isinstance(size, (list, tuple)) else (size,))):
+        raise ModelError(
+            f"{where}: an image of size {json.dumps(size)} cannot be halved at the network's {len(widths)} levels; "
+            f"its sides must be multiples of {factor}"
+        )
 
 
 def _from_directory(directory: Path, settings: ModelSettings, kind: str) -> ModelDescription:
@@ -298,11 +328,15 @@ def _find(settings: ModelSettings, cached_only: bool) -> ModelDescription:
     source = settings.source
     if source in bundled_names():
         return _from_directory(BUNDLED / source, settings, "bundled")
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _from_directory(path, settings, "directory")
-    if path.exists():
-        return _from_file(path, settings)
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            return _from_directory(path, settings, "directory")
+        if path.exists():
+            return _from_file(path, settings)
+    except (OSError, RuntimeError, ValueError) as error:
+        # A name too long, a folder that may not be entered, ~nobody.
+        raise ModelError(f"model {source[:80]!r}: {getattr(error, 'strerror', None) or error}") from None
     if is_hub_id(source) and path.suffix not in (".safetensors", *CHECKPOINT_ENDINGS):
         return _from_hub(settings, cached_only)
     raise ModelError(

@@ -7,15 +7,11 @@ from typing import Any
 
 from ddim_cli.models.describe import ModelDescription
 
-# UNet2DModel's own, where a config leaves them out.
-_WIDTHS, _LAYERS = (224, 448, 672, 896), 2
-
 
 def activation_bytes(model: ModelDescription, itemsize: int) -> int:
     """Rough memory one image takes in a forward pass: the skip connections, and a dozen tensors of the widest level."""
     height, width = model.size
-    widths = model.network.get("block_out_channels") or _WIDTHS
-    layers = model.network.get("layers_per_block") or _LAYERS
+    widths, layers = model.network["block_out_channels"], model.network["layers_per_block"]
     levels = [channels * (height >> i) * (width >> i) for i, channels in enumerate(widths)]
     return (sum(levels) * (layers + 1) + 12 * max(levels)) * itemsize
 
@@ -49,8 +45,7 @@ def dtypes(model: ModelDescription) -> dict[str, int]:
 def blocks(model: ModelDescription) -> list[str]:
     """The network's blocks from the finest level down and up again, one line each."""
     network = model.network
-    widths = network.get("block_out_channels") or _WIDTHS
-    layers = network.get("layers_per_block") or _LAYERS
+    widths, layers = network["block_out_channels"], network["layers_per_block"]
     height, width = model.size
     down = [
         f"{kind}: {layers} layers, {widths[i]} channels, {height >> i}x{width >> i}"

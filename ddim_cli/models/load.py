@@ -10,7 +10,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from ddim_cli.config.schema import ModelSettings
+from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.errors import ModelError
 from ddim_cli.models import original
 from ddim_cli.models.describe import ModelDescription, describe_model
@@ -134,7 +134,7 @@ def load_described(
 def load_model(
     source: str = "mnist",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     **settings: object,
 ) -> LoadedModel:
     """Load a model from wherever ``ddim sample --model`` takes one.
@@ -146,7 +146,11 @@ def load_model(
         settings: other keys of [model]: revision, variant, subfolder, ema, image_size, null_class.
 
     Raises:
-        ModelError: (an ordinary exception with a sentence) where that cannot be done.
+        ModelError: (an ordinary exception with a sentence) where there is no such model, or it is damaged.
+        ConfigError: (likewise) for a setting that is unknown or wrong.
     """
-    found = ModelSettings(source=str(source), **settings)
-    return load_described(describe_model(found), device, dtype)
+    layer = table_layer({"model": {"source": str(source), **settings}}, "load_model")
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if kind not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise ModelError(f"load_model: dtype is {dtype!r}; it must be float32, bfloat16, float16 or float64")
+    return load_described(describe_model(merge([layer]).config.model), device, kind)

@@ -28,6 +28,7 @@ _WANTED = re.compile(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand|opcode) (\S+
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a safetensors file, each read when it is asked for. Raises ModelError."""
     try:
+        safetensors_header(path)
         with safe_open(path, framework="pt", device="cpu") as stream:
             names = list(stream.keys())
         for name in names:
@@ -96,7 +97,10 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(8)
+            if start == b"version ":
+                raise ValueError("it is a Git LFS pointer, not the file itself")
+            length = int.from_bytes(start, "little")
             if not 2 <= length <= size - 8:
                 raise ValueError(f"its header would be {length} bytes long")
             header = json.loads(stream.read(length))
