@@ -83,7 +83,7 @@ def check(
             run = resolve_loosely([read_file(file)])
         except ConfigError as error:
             # Problems of single keys name their file already; contradictions between keys do not.
-            found = [p if p.startswith(str(file)) else f"{file}: {p}" for p in error.problems]
+            found = [p if p.startswith(f"{file}:") else f"{file}: {p}" for p in error.problems]
             problems += found
             results.append({"file": str(file), "ok": False, "problems": found})
         else:
@@ -129,7 +129,9 @@ def init(
 
     if file.exists() and not overwrite:
         raise UsageError(f"{file}: already there; replace it with --overwrite")
-    keys, unused = read_scheduler_config(source) if source is not None else ({}, [])
+    keys, unused = read_scheduler_config(source) if source is not None else ({}, ())
+    if source is not None and not keys:
+        raise UsageError(f"{source}: it has no key of a scheduler that DDIM knows")
     layer = table_layer({"scheduler": keys}, str(source))
     try:
         file.write_text(render_starter(layer.values), encoding="utf-8")

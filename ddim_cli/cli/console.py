@@ -73,7 +73,7 @@ def handles_errors(command: Callable) -> Callable:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except (DdimError, KeyboardInterrupt, BrokenPipeError, OSError, Exception) as error:
+        except (Exception, KeyboardInterrupt) as error:
             raise typer.Exit(report(error, kwargs.get("json", False), kwargs.get("verbose", False))) from None
 
     return run
@@ -146,7 +146,7 @@ class RunProgress:
         say(
             f"{job.run.model.name}: {counted(len(todo), 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
             f"{counted(self._steps, 'step')} each, on {runtime['device']} in {runtime['dtype']}"
-            + (f"; {counted(done, 'image')} are there already" if done else "")
+            + (f"; {counted(done, 'image')} {'is' if done == 1 else 'are'} there already" if done else "")
         )
         if self._console.is_terminal:
             self._start_bar()
@@ -243,6 +243,8 @@ def show_summary(summary: Summary) -> None:
     }
     if summary.made:
         rows["time"] = f"{summary.seconds:.1f} s ({summary.images_per_second:.3g} images/s)"
+    if summary.left:
+        rows["left"] = f"{counted(summary.left, 'image')} of the folder's plan, for other shards or runs"
     rows["folder"] = summary.folder
     if summary.grid is not None:
         rows["contact sheet"] = summary.grid

@@ -29,7 +29,7 @@ def env(verbose: Verbose = False, json: Json = False) -> None:
     import torch
 
     from ddim_cli.models.describe import bundled_names
-    from ddim_cli.sampling.precision import available_memory, choose_device, choose_dtype, device_name
+    from ddim_cli.sampling.precision import choose_device, choose_dtype, device_name, total_memory
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
@@ -47,10 +47,7 @@ def env(verbose: Verbose = False, json: Json = False) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         **{name: version(name) for name in PACKAGES},
-        **{
-            d: f"{device_name(torch.device(d))}, {available_memory(torch.device(d)) / 2**30:.1f} GiB free"
-            for d in devices
-        },
+        **{d: f"{device_name(torch.device(d))}, {total_memory(torch.device(d)) / 2**30:.1f} GiB" for d in devices},
         "cuda of torch": torch.version.cuda or "none",
         "cpu instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

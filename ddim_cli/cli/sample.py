@@ -60,12 +60,15 @@ def sample(
         unused = ", ".join(run.model.unused_scheduler_keys)
         console.say(f"{run.model.name}'s scheduler config has keys that DDIM has no use for: {unused}")
     with console.progress(quiet) as progress:
-        from ddim_cli.sampling.run import execute, make_job
+        from ddim_cli.sampling.run import execute, make_job, pending
 
         job = make_job(run, part)
-        summary = None if dry_run else execute(job, progress, overwrite)
-    if summary is None:
-        show_plan(job, json)
+        if dry_run:
+            todo = pending(job, overwrite)
+        else:
+            summary = execute(job, progress, overwrite)
+    if dry_run:
+        show_plan(job, todo, json)
         return
     if json:
         console.print_json(summary.as_json())
@@ -73,39 +76,39 @@ def sample(
         console.show_summary(summary)
 
 
-def plan_as_json(job: Job) -> dict[str, Any]:
-    """What a run would do."""
+def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
+    """What a run would do; ``files`` are those it would write."""
     from ddim_cli.config.seeds import format_seeds
 
     return {
         "model": job.record["model"],
         "images": len(job.seeds),
+        "present": len(job.seeds) - len(todo),
         "seeds": format_seeds(job.seeds),
         "batch_size": job.batch_size,
-        "batches": -(-len(job.seeds) // job.batch_size),
+        "batches": -(-len(todo) // job.batch_size),
         "timesteps": list(job.run.timesteps),
         "device": job.record["runtime"]["device"],
         "dtype": job.record["runtime"]["dtype"],
         "folder": str(job.folder.path),
-        "files": [str(job.folder.picture(seed)) for seed in job.seeds],
+        "files": [str(job.folder.picture(seed)) for seed in todo],
     }
 
 
-def show_plan(job: Job, as_json: bool) -> None:
+def show_plan(job: Job, todo: list[int], as_json: bool) -> None:
     """``--dry-run``: on stdout, the plan."""
-    plan = plan_as_json(job)
+    plan = plan_as_json(job, todo)
     if as_json:
         console.print_json(plan)
         return
     timesteps = plan["timesteps"]
     shown = timesteps if len(timesteps) <= 12 else [*timesteps[:6], "...", *timesteps[-5:]]
     files = plan["files"]
-    present = sum(job.folder.sidecar(seed).exists() for seed in job.seeds)
     console.show_table(
         {
             "model": f"{plan['model']['source']} ({plan['model']['parameters']:,} parameters)",
             "images": f"{len(job.seeds):,} (seeds {plan['seeds']})"
-            + (f", {present:,} there already" if present else ""),
+            + (f", {plan['present']:,} there already" if plan["present"] else ""),
             "batches": f"{plan['batches']:,} of {plan['batch_size']}",
             "timesteps": f"{len(timesteps)}: {' '.join(map(str, shown))}",
             "runs on": f"{plan['device']} in {plan['dtype']}",

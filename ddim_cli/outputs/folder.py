@@ -13,12 +13,12 @@ from typing import Any
 from PIL import Image
 
 from ddim_cli.config.seeds import format_seeds, parse_seeds
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import RunError, UsageError
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.picture import encode_png
-from ddim_cli.outputs.sidecar import first_difference, identity, utc_now
+from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, utc_now
 
 RUN_SCHEMA = "ddim-cli/run/1"
 SEEDS_A_FOLDER = 1000
@@ -40,10 +40,15 @@ class OutputFolder:
     def grid(self) -> Path:
         return self.path / "grid.png"
 
-    def picture(self, seed: int) -> Path:
-        """Where the PNG of ``seed`` lies; its sidecar has the ending .json."""
+    def _place(self, seed: int, subdirs: bool) -> Path:
         name = f"{seed:06d}.png"
-        return self.path / f"{seed // SEEDS_A_FOLDER * SEEDS_A_FOLDER:06d}" / name if self.subdirs else self.path / name
+        return self.path / f"{seed // SEEDS_A_FOLDER * SEEDS_A_FOLDER:06d}" / name if subdirs else self.path / name
+
+    def picture(self, seed: int) -> Path:
+        """Where the PNG of ``seed`` lies, in either layout, or belongs; its sidecar has the ending .json."""
+        path, other = self._place(seed, self.subdirs), self._place(seed, not self.subdirs)
+        found_elsewhere = other.with_suffix(".json").exists() and not path.with_suffix(".json").exists()
+        return other if found_elsewhere else path
 
     def sidecar(self, seed: int) -> Path:
         return self.picture(seed).with_suffix(".json")
@@ -51,8 +56,13 @@ class OutputFolder:
     def check_usable(self) -> None:
         """UsageError if the path is a file, or nothing can be written there. Creates nothing."""
         there = self.path
-        while not there.exists() and there != there.parent:
-            there = there.parent
+        try:
+            while not there.exists() and there != there.parent:
+                there = there.parent
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"output folder {str(self.path)[:80]!r}: {getattr(error, 'strerror', None) or error}"
+            ) from None
         if not there.is_dir():
             raise UsageError(f"output folder {self.path}: {there} is a file")
         if not os.access(there, os.W_OK | os.X_OK):
@@ -102,14 +112,28 @@ class OutputFolder:
         return _read_json(self.manifest)
 
     def planned(self) -> tuple[int, ...]:
-        """The seeds that run.json names, ascending."""
+        """The seeds that run.json names; where it is lost, those of the sidecars that are there."""
         try:
             return parse_seeds((self.read_manifest() or {})["seeds"])
         except (KeyError, ValueError, AttributeError):
-            return ()
+            return tuple(sorted({int(path.stem) for path in self.pairs()}))
 
-    def start(self, seeds: Sequence[int], record: Mapping[str, Any]) -> None:
-        """Write run.json: the seeds of this plan and of the plans before it, and the settings."""
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        """UsageError if the folder holds pictures of other settings: as run.json says, or the first sidecar."""
+        first = next((path for path in self.pairs() if (_read_json(path) or {}).get("schema") == SCHEMA), None)
+        if first is None:
+            return
+        manifest = self.read_manifest()
+        if manifest is not None and manifest.get("schema") == RUN_SCHEMA:
+            self.check_same(manifest, settings, self.manifest)
+        else:
+            self.check_same(_read_json(first) or {}, settings, first)
+
+    def start(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> None:
+        """Write run.json: the seeds of this plan and of the plans before it, and the settings.
+
+        Totals that stand there are kept where nothing is to be made (``complete``).
+        """
         before = self.read_manifest() or {}
         seeds = sorted({*seeds, *self.planned()})
         manifest = {
@@ -119,13 +143,9 @@ class OutputFolder:
             "created": before.get("created") or utc_now(),
             **record,
         }
-        if self._totals_stand(before, manifest):
+        if complete and "totals" in before and before.get("seeds") == manifest["seeds"]:
             manifest["totals"] = before["totals"]
         write_atomically(self.manifest, (dump_json(manifest) + "\n").encode())
-
-    @staticmethod
-    def _totals_stand(before: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
-        return "totals" in before and before.get("seeds") == manifest["seeds"]
 
     def finish(self, made: int, seconds: float, grid: bool) -> None:
         """Write the contact sheet and the totals into run.json."""
@@ -145,8 +165,14 @@ class OutputFolder:
     def write_grid(self, seeds: Sequence[int]) -> None:
         images = []
         for seed in seeds[:MOST_IMAGES]:
-            with Image.open(self.picture(seed)) as image:
-                images.append(image.copy())
+            path = self.picture(seed)
+            try:
+                with Image.open(path) as image:
+                    images.append(image.copy())
+            except (OSError, SyntaxError, ValueError):
+                raise RunError(
+                    f"{path}: cannot be read as a picture; delete it, and the same command makes it again"
+                ) from None
         write_atomically(self.grid, encode_png(contact_sheet(images)))
 
     def pairs(self) -> Iterator[Path]:
@@ -155,18 +181,20 @@ class OutputFolder:
             yield from (p for p in sorted(self.path.glob(pattern)) if _SIDECAR.fullmatch(p.name))
 
     def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
-        """Remove the pairs of ``seeds``, and every pair and manifest that has other settings: ``--overwrite``."""
+        """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``."""
         for seed in seeds:
             self.sidecar(seed).unlink(missing_ok=True)
             self.picture(seed).unlink(missing_ok=True)
         for path in list(self.pairs()):
-            if first_difference(identity(_read_json(path) or {}), settings) is not None:
+            sidecar = _read_json(path) or {}
+            ours = sidecar.get("schema") == SCHEMA
+            if ours and first_difference(identity(sidecar), settings) is not None:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".png").unlink(missing_ok=True)
         manifest = self.read_manifest()
         if manifest is not None and first_difference(identity(manifest), settings) is not None:
             self.manifest.unlink(missing_ok=True)
-        self.grid.unlink(missing_ok=True)
+            self.grid.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:

@@ -24,7 +24,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _IDENTITY = {
     "sampling": None,
     "scheduler": None,
-    "model": ("sha256",),
+    "model": ("sha256", "config_sha256"),
     "runtime": ("dtype", "tf32"),
 }
 _NOT_IDENTITY = {"sampling": ("steps", "class")}
@@ -39,6 +39,9 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
         for key in values if keys is None else keys:
             if key not in _NOT_IDENTITY.get(section, ()):
                 flat[f"{section}.{key}"] = values.get(key)
+    if flat.get("scheduler.previous_timestep") == "diffusers":
+        # Its stride is T // N for the N asked for, whatever the grid's length.
+        flat["sampling.steps"] = record["sampling"].get("steps")
     return flat
 
 
@@ -89,11 +92,12 @@ def _sampling_of(sampling: Mapping[str, Any], seed: int) -> dict[str, Any]:
 def complete(described: Mapping[str, Any], file: str, size: int, seconds: float) -> dict[str, Any]:
     """The whole sidecar of a picture that was encoded as ``file`` of ``size`` bytes in ``seconds``."""
     facts, config = dict(described), described["config"]
-    image = facts.pop("image")
+    image = dict(facts.pop("image"))
+    pixels_sha256 = image.pop("pixels_sha256")
     del facts["schema"], facts["config"]
     return {
         "schema": described["schema"],
-        "image": {"file": file, "bytes": size, **image},
+        "image": {"file": file, **image, "bytes": size, "pixels_sha256": pixels_sha256},
         **facts,
         "timing": {"seconds": round(seconds, 6)},
         "created": utc_now(),

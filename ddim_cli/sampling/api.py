@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +50,8 @@ def _layers(config: Config | Mapping[str, Any] | str | Path | None) -> list[Laye
     if isinstance(config, Config):
         # Unset keys stay unset, so that the model's own scheduler config still fills them.
         config = config.model_dump(exclude_unset=True, exclude_none=True)
+    if not isinstance(config, Mapping):
+        raise UsageError(f"sample: config is a {type(config).__name__}; it must be a mapping, a path or a Config")
     return [table_layer(config, "config")]
 
 
@@ -95,8 +99,9 @@ def _shape(model: Model, shape: tuple[int, int, int] | None) -> tuple[int, int, 
         shape = (config.in_channels, height, width)
     if shape is None:
         raise UsageError("sample: give shape=(C, H, W), since a callable does not tell what it takes")
-    if len(shape) != 3 or shape[0] not in (1, 3, 4):
-        raise UsageError(f"sample: shape is {tuple(shape)}; it must be (C, H, W) with 1, 3 or 4 channels")
+    whole = isinstance(shape, (tuple, list)) and all(type(n) is int and n > 0 for n in shape)
+    if not whole or len(shape) != 3 or shape[0] not in (1, 3, 4):
+        raise UsageError(f"sample: shape is {shape!r}; it must be (C, H, W) with 1, 3 or 4 channels")
     return tuple(shape)
 
 
@@ -116,10 +121,21 @@ def sample(
             them in [runtime] if they are not the CPU and float32.
         shape: (C, H, W) of an image, for a callable that has no diffusers config.
 
+    Whether TF32 may be used is set for the whole process, as [runtime] says.
+
+    Warns:
+        UserWarning: where settings make garbage without being wrong.
+
     Raises:
-        DdimError: (an ordinary exception with a sentence) for whatever cannot be done.
+        DdimError: (an ordinary exception with a sentence) for settings or a model that cannot work.
     """
+    if model is not None and not isinstance(model, (str, Path)) and not callable(model):
+        raise UsageError(
+            f"sample: model is a {type(model).__name__}; it must be a source, a loaded model or a callable"
+        )
     run = _resolve(_layers(config), model)
+    for text in run.warnings:
+        warnings.warn(text, stacklevel=2)
     given = None if model is None or isinstance(model, (str, Path)) else model
     device, dtype = _place(run.config.runtime, given)
     set_tf32(run.config.runtime.tf32)
@@ -136,4 +152,5 @@ def _samples(batches, record: Mapping[str, Any]) -> Iterator[Sample]:
     for pictures in batches:
         for p in pictures:
             # A clone outside inference mode is an ordinary tensor.
-            yield Sample(p.seed, to_image(p.pixels), p.x0.clone(), describe_picture(record, p.seed, p.pixels))
+            metadata = copy.deepcopy(describe_picture(record, p.seed, p.pixels))
+            yield Sample(p.seed, to_image(p.pixels), p.x0.clone(), metadata)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import StepTable
 from ddim_cli.diffusion.step import X0Treatment, ddim_step
-from ddim_cli.errors import RunError
+from ddim_cli.errors import RunError, UsageError
 from ddim_cli.sampling.noise import ImageNoise
 from ddim_cli.sampling.plan import batches, padded
 
@@ -64,6 +64,8 @@ def trajectory(sampler: Sampler, seeds: Sequence[int]) -> Iterator[tuple[Tensor,
     for i in range(len(sampler.table)):
         timesteps = sampler.table.timesteps[i].expand(len(seeds))
         output = sampler.network(x.to(sampler.dtype), timesteps, *condition)
+        if output.shape != x.shape:
+            raise UsageError(f"the network gives {list(output.shape)} for an input of {list(x.shape)}")
         step_noise = noise.draw() if sampler.draws_noise else None
         x, x0 = ddim_step(x, output, sampler.table.row(i), sampler.treatment, step_noise)
         yield x, x0

@@ -24,4 +24,8 @@ class ImageNoise:
 
     def draw(self) -> Tensor:
         drawn = {seed: torch.randn(self._shape, generator=g) for seed, g in self._generators.items()}
-        return torch.stack([drawn[seed] for seed in self._seeds]).to(self._device)
+        noise = torch.stack([drawn[seed] for seed in self._seeds])
+        if self._device.type != "cuda":
+            return noise.to(self._device)
+        # From pinned memory, so that the host does not wait for the steps before this one.
+        return noise.pin_memory().to(self._device, non_blocking=True)

@@ -69,14 +69,16 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def available_memory(device: torch.device) -> int:
-    """Bytes that are free on the device, or on the host for a CPU."""
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device's memory, or of the host's for a CPU.
+
+    All of it, not what is free: the same command is to choose the same batch size again.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose_batch_size(
@@ -90,7 +92,7 @@ def choose_batch_size(
         return int(asked)
     most = MOST_ON_CPU if device.type == "cpu" or model is None else MOST_ON_GPU
     if model is not None:
-        by_memory = int(available_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype.itemsize))
+        by_memory = int(total_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype.itemsize))
         most = max(1, min(most, by_memory))
     return even_batch_size(max(1, count), most)
 

@@ -39,7 +39,8 @@ def config_record(config: Config) -> dict[str, Any]:
 def model_record(run: Run) -> dict[str, Any]:
     """The section ``model``, without what only the loaded network knows; empty for a network from outside."""
     if run.model is None:
-        return {"source": None, "kind": "callable", "sha256": None}
+        unknown = dict.fromkeys(("revision", "class", "parameters", "sha256", "config_sha256"))
+        return {"source": None, "kind": "callable", **unknown}
     return {
         "source": run.model.source,
         "kind": run.model.kind,
@@ -47,6 +48,7 @@ def model_record(run: Run) -> dict[str, Any]:
         "class": "UNet2DModel",
         "parameters": run.model.parameters,
         "sha256": run.model.sha256,
+        "config_sha256": run.model.config_sha256,
     }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ddim_cli.config.layers import Layer, Resolved, merge, validate_layer
 from ddim_cli.config.schema import KEYS, Config, SchedulerSettings
-from ddim_cli.config.seeds import parse_classes
+from ddim_cli.config.seeds import MAX_SEED, parse_classes
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.rules import check_combination
 from ddim_cli.errors import ConfigError, ModelError
@@ -76,10 +76,27 @@ def _with_origins(problem: str, resolved: Resolved) -> str:
     return f"{problem} ({', '.join(origins)})" if origins else problem
 
 
+def _check_last_seed(config: Config) -> None:
+    settings = config.sampling
+    if settings.seeds is None and settings.seed + settings.num_images - 1 > MAX_SEED:
+        raise ConfigError(
+            f"sampling.seed = {settings.seed} leaves no room for sampling.num_images = {settings.num_images}"
+        )
+
+
+def _other_length(config: Config, timesteps: Sequence[int]) -> list[str]:
+    settings = config.sampling
+    if settings.timesteps is not None or len(timesteps) == settings.steps:
+        return []
+    spacing = config.scheduler.timestep_spacing
+    return [f"the {spacing} grid for {settings.steps} steps has {len(timesteps)} timesteps, and so many run"]
+
+
 def judge(resolved: Resolved, model: ModelDescription | None = None, warnings: Sequence[str] = ()) -> Run:
     """Lay out the grid and refuse what cannot work. Raises ConfigError."""
     config = resolved.config
     try:
+        _check_last_seed(config)
         timesteps = tuple(timestep_grid(config.scheduler, config.sampling))
         check_combination(config.scheduler, config.sampling, timesteps)
         if model is not None:
@@ -87,7 +104,12 @@ def judge(resolved: Resolved, model: ModelDescription | None = None, warnings: S
     except ConfigError as error:
         raise ConfigError(*(_with_origins(p, resolved) for p in error.problems)) from None
     notes = model.notes if model is not None else ()
-    return Run(resolved, model, timesteps, (*notes, *warnings, *_starts_low(config.scheduler, timesteps)))
+    return Run(
+        resolved,
+        model,
+        timesteps,
+        (*notes, *warnings, *_other_length(config, timesteps), *_starts_low(config.scheduler, timesteps)),
+    )
 
 
 def _check_classes(config: Config, model: ModelDescription) -> None:

@@ -53,14 +53,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: images made now, images there already, seconds from the first batch to the last file."""
+    """What a run did.
+
+    ``made`` images now, ``present`` ones were there already; ``seconds`` from the first batch to the
+    last file; ``left`` images of the folder's plan that other shards or runs have still to make.
+    """
 
     made: int
     present: int
     seconds: float
     folder: Path
     grid: Path | None
-    finished: bool
+    left: int
 
     @property
     def images_per_second(self) -> float | None:
@@ -76,7 +80,8 @@ class Summary:
             "images_per_second": round(rate, 3) if rate else None,
             "folder": str(self.folder),
             "grid": str(self.grid) if self.grid else None,
-            "finished": self.finished,
+            "finished": self.left == 0,
+            "left": self.left,
         }
 
 
@@ -131,10 +136,14 @@ def make_job(run: Run, shard: Shard = Shard()) -> Job:
     dtype = choose_dtype(config.runtime.dtype, device)
     make_table(config.scheduler, config.sampling, run.timesteps)
     seeds = shard.of(config.seeds())
-    batch_size = choose_batch_size(config.sampling.batch_size, len(seeds), run.model, device, dtype)
+    # From the whole plan, so that its shards see batches of one size, and equal pictures.
+    batch_size = choose_batch_size(config.sampling.batch_size, len(config.seeds()), run.model, device, dtype)
     record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size))
     name = f"{run.model.name}-{record['sampling']['steps']}steps-{identity_hash(record)}"
-    path = Path(config.output.dir).expanduser() if config.output.dir else Path("outputs") / name
+    try:
+        path = Path(config.output.dir).expanduser() if config.output.dir else Path("outputs") / name
+    except RuntimeError as error:
+        raise UsageError(f"output folder {config.output.dir}: {error}") from None
     folder = OutputFolder(path, config.output.subdirs)
     folder.check_usable()
     return Job(run, seeds, shard, device, dtype, batch_size, record, folder)
@@ -172,13 +181,28 @@ def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Repo
             f"interrupted: {made} of {len(todo)} images were made and are in {job.folder.path}; "
             "the same command goes on from there"
         ) from None
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        # On a CPU, torch says so in a plain RuntimeError.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise RunError(
             f"out of memory on {job.device} with a batch of {job.batch_size}; use a smaller --batch-size"
         ) from None
     finally:
         writer.close()
     return made
+
+
+def pending(job: Job, overwrite: bool = False) -> list[int]:
+    """The seeds of the job that are to be made.
+
+    Raises:
+        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+    """
+    if overwrite:
+        return list(job.seeds)
+    job.folder.check_settings(job.identity)
+    return job.folder.missing(job.seeds, job.identity)
 
 
 def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False) -> Summary:
@@ -191,15 +215,7 @@ def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False)
     """
     reporter = reporter or Reporter()
     folder, settings = job.folder, job.identity
-    plan = job.run.config.seeds()
-    if not overwrite:
-        manifest = folder.read_manifest()
-        if manifest is not None:
-            folder.check_same(manifest, settings, folder.manifest)
-        todo = folder.missing(job.seeds, settings)
-    else:
-        todo = list(job.seeds)
-
+    plan, todo = job.run.config.seeds(), pending(job, overwrite)
     network = None
     if todo:
         reporter.loading(job)
@@ -207,7 +223,7 @@ def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False)
     folder.create()
     if overwrite:
         folder.clear(job.seeds, settings)
-    folder.start(plan, job.record)
+    folder.start(plan, job.record, complete=not todo)
     started = time.perf_counter()
     made = 0
     if todo:
@@ -219,10 +235,11 @@ def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False)
     seconds = time.perf_counter() - started
 
     grid_wanted = job.run.config.output.grid
-    finished = not folder.missing(folder.planned(), settings)
+    left = len(folder.missing(folder.planned(), settings))
+    finished = left == 0
     if finished and (
         made or "totals" not in (folder.read_manifest() or {}) or (grid_wanted and not folder.grid.exists())
     ):
         folder.finish(made, seconds, grid_wanted)
-    grid = folder.grid if folder.grid.exists() else None
-    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, finished)
+    grid = folder.grid if grid_wanted and folder.grid.exists() else None
+    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, left)
