@@ -39,7 +39,7 @@ def replaced_by(key: str, chosen: Collection[str]) -> str | None:
 
 
 # What --set takes for a string without quotes: names and paths.
-_BARE_WORD = re.compile(r"[\w./~-]+")
+_BARE_WORD = re.compile(r"[A-Za-z_./~][\w./~-]*")
 _BARE_KEY = re.compile(r"[\w-]+")
 
 

@@ -56,6 +56,8 @@ class OutputFolder:
     def check_usable(self) -> None:
         """UsageError if the path is a file, or nothing can be written there. Creates nothing."""
         there = self.path
+        if "\0" in str(there):
+            raise UsageError(f"output folder {str(there)!r}: a path cannot hold a null character")
         try:
             while not there.exists() and there != there.parent:
                 there = there.parent

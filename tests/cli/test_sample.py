@@ -75,6 +75,68 @@ def test_other_settings_are_refused_unless_overwritten(tiny, tmp_path):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["seeds"] == "0-1"
 
 
+def test_another_network_config_is_another_model(ddim, tiny_model, tmp_path):
+    """The same weights under another config compute something else."""
+    import shutil
+
+    shutil.copytree(tiny_model, "model")
+    command = ("sample", "-m", "model", "--steps", 4, "-n", 1, "-o", "out")
+    assert ddim(*command).exit_code == 0
+    path = tmp_path / "model" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "center_input_sample": True}))
+    result = ddim(*command)
+    assert result.exit_code == 2
+    assert "model.config_sha256" in result.stderr
+
+
+def test_an_unfinished_folder_says_what_is_left(tiny, tmp_path):
+    result = tiny("-n", 6, "-o", "out", "--shard", "0/3", "--json")
+    assert (json.loads(result.stdout)["finished"], json.loads(result.stdout)["left"]) == (False, 4)
+    assert "totals" not in json.loads((tmp_path / "out" / "run.json").read_text())
+    assert "left: 4 images" in tiny("-n", 6, "-o", "out", "--shard", "0/3").stdout
+
+
+def test_a_dry_run_refuses_what_the_run_would(tiny):
+    assert tiny("-n", 2, "-o", "out").exit_code == 0
+    assert tiny("-n", 2, "-o", "out", "--eta", 0.5, "--dry-run").exit_code == 2
+    plan = json.loads(tiny("-n", 3, "-o", "out", "--dry-run", "--json").stdout)
+    assert (plan["present"], plan["files"]) == (2, ["out/000002.png"])
+
+
+def test_a_grid_of_another_length_says_so(ddim):
+    result = ddim("sample", "--dry-run", "--spacing", "uniform", "--steps", 30)
+    assert "the uniform grid for 30 steps has 31 timesteps" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block_out_channels": None},
+        {"block_out_channels": []},
+        {"block_out_channels": "ab"},
+        {"block_out_channels": [8, "16"]},
+        {"layers_per_block": None},
+        {"layers_per_block": "1"},
+        {"sample_size": 7},
+        {"sample_size": [8, 9]},
+        {"sample_size": "32"},
+        {"sample_size": 10**12},
+        {"in_channels": True},
+    ],
+    ids=str,
+)
+def test_malformed_network_configs(ddim, tiny_model, tmp_path, changes):
+    import shutil
+
+    shutil.copytree(tiny_model, "model")
+    path = tmp_path / "model" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    result = ddim("sample", "-m", "model", "-o", "out")
+    assert result.exit_code == 2, result.stderr
+    assert any(word in result.stderr for word in (*changes, "halved", "channels"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_subdirs_and_no_grid(tiny, tmp_path):
     assert tiny("--seeds", "5,1500", "--subdirs", "--no-grid", "-o", "out").exit_code == 0
     names = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
@@ -146,6 +208,10 @@ def test_settings_that_make_garbage_are_warned_of_once(tiny, args, says):
         (["-c", "none.toml"], "no such file"),
         (["-m", "nonesuch"], "mnist"),
         (["--seeds", "5-2"], "backwards"),
+        (["--seeds", "0-9999999999"], "10,000,000"),
+        (["--seed", 2**63 - 1, "-n", 2], "leaves no room"),
+        (["--set", f"sampling.steps={'9' * 5000}"], "not a TOML value"),
+        (["-m", "x" * 300], "File name too long"),
         (["--seed", 1, "--seeds", "3"], "two ways"),
         (["-n", 4, "--seeds", "3"], "two ways"),
         (["-o", "file"], "is a file"),
@@ -223,4 +289,11 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tiny_model, 
     assert 8 <= len(sidecars) < 400
     assert len(list((tmp_path / "out").glob("0*.png"))) == len(sidecars)
     assert not list((tmp_path / "out").glob(".*"))
-    assert f"interrupted: {len(sidecars)} of 400" in stderr
+    assert "of 400 images were made" in stderr
+    # The same command over fewer seeds finds what is there, makes the rest, and is not bound by where it stopped.
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*.png")}
+    again = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(sidecars)} images are there already" in again.stderr
+    assert len(list((tmp_path / "out").glob("0*.png"))) == 400
+    assert all((tmp_path / "out" / name).read_bytes() == content for name, content in before.items())

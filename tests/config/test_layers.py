@@ -59,6 +59,12 @@ def test_a_later_layer_wins_and_origins_say_so(toml):
         ('[sampling]\nseed = 1\nseeds = "3"\n', "say the same thing in two ways"),
         ("[sampling]\nsteps = 1\ntimesteps = [3]\n", "say the same thing in two ways"),
         ("[sampling]\nsteps = = 3\n", "line 2, column 9"),
+        ('"sampling.steps" = 30\n', 'run.toml:1: unknown key "sampling.steps"'),
+        ('[sampling]\n"" = 1\n', 'run.toml:2: unknown key sampling.""'),
+        ("[sampling]\n\nsteps.x = 1\n", "run.toml:3: sampling.steps"),
+        (f"[sampling]\nsteps = {'9' * 5000}\n", "not valid TOML"),
+        ("[scheduler]\nclip_sample_range = 1e300\n", "scheduler.clip_sample_range"),
+        ("[model]\nema_ = true\n", "did you mean model.ema?"),
     ],
 )
 def test_what_is_wrong_in_a_file(toml, text, says):
@@ -114,6 +120,14 @@ def test_set_refuses(assignment):
 def test_a_seed_list_may_be_a_list(toml):
     config = merge([read_file(toml("[sampling]\nseeds = [4, 2, 3]\n"))]).config
     assert config.seeds() == (4, 2, 3)
+
+
+def test_a_byte_order_mark_is_no_syntax_error(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbf[sampling]\r\nsteps = 4\r\n")
+    resolved = merge([read_file(path)])
+    assert resolved.config.sampling.steps == 4
+    assert resolved.origin("sampling.steps").endswith("run.toml:2")
 
 
 def test_settings_are_frozen():

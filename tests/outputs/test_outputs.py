@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from ddim_cli.outputs.contact_sheet import GAP, contact_sheet
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.picture import encode_png, to_image
-from ddim_cli.outputs.sidecar import describe_picture, identity_hash, to_text
+from ddim_cli.outputs.sidecar import describe_picture, identity, identity_hash, to_text
 from ddim_cli.outputs.writer import PictureWriter
 
 RECORD = {
@@ -59,7 +60,7 @@ def test_the_same_picture_gives_the_same_bytes():
 
 def test_done_means_whole(tmp_path):
     folder = OutputFolder(tmp_path)
-    settings = __import__("ddim_cli.outputs.sidecar", fromlist=["identity"]).identity(RECORD)
+    settings = identity(RECORD)
     writer = PictureWriter(folder, RECORD)
     for seed in range(4):
         writer.write(seed, pixels(seed=seed), 0.1)
@@ -71,7 +72,7 @@ def test_done_means_whole(tmp_path):
 
 
 def test_subdirs():
-    folder = OutputFolder(__import__("pathlib").Path("x"), subdirs=True)
+    folder = OutputFolder(Path("x"), subdirs=True)
     assert str(folder.picture(1500)) == "x/001000/001500.png"
     assert str(folder.picture(12345678)) == "x/12345000/12345678.png"
     assert str(OutputFolder(folder.path).picture(1234567)) == "x/1234567.png"

@@ -81,6 +81,38 @@ def test_mistakes(tiny_model):
         sample({"sampling": {"step": 3}})
     with pytest.raises(ModelError, match="not found"):
         sample({}, model="nothing")
+    for config in ([1], 3):
+        with pytest.raises(UsageError, match="config is a"):
+            sample(config)
+    with pytest.raises(ConfigError, match="unknown"):
+        sample({1: 2})
+    with pytest.raises(UsageError, match="model is a int"):
+        sample({}, model=5)
+    for shape in (3, (3, -1, 4), (3.0, 4, 4), (3, 0, 4)):
+        with pytest.raises(UsageError, match="shape is"):
+            sample({}, model=lambda x, t: x, shape=shape)
+    with pytest.raises(ConfigError, match="load_model"):
+        load_model("mnist", variants="fp16")
+    with pytest.raises(ModelError, match="dtype"):
+        load_model("mnist", dtype="int7")
+
+
+@pytest.mark.parametrize("wrong", [lambda x, t: x[:1], lambda x, t: x[:, :1]])
+def test_an_output_of_another_shape_is_never_broadcast(wrong):
+    with pytest.raises(UsageError, match="the network gives"):
+        list(sample({"sampling": {"num_images": 2}}, model=wrong, shape=(3, 4, 4)))
+
+
+def test_warnings_reach_python(tiny_model):
+    with pytest.warns(UserWarning, match="was trained with"):
+        sample({"scheduler": {"prediction_type": "sample"}}, model=tiny_model)
+
+
+def test_metadata_is_each_pictures_own():
+    config = {"sampling": {"steps": 4, "num_images": 2}}
+    first, second = sample(config, model=lambda x, t: 0.1 * x, shape=(1, 4, 4))
+    first.metadata["sampling"]["eta"] = 9
+    assert second.metadata["sampling"]["eta"] == 0.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

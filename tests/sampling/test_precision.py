@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from ddim_cli.config.layers import table_layer
+from ddim_cli.config.schema import ModelSettings, RuntimeSettings
+from ddim_cli.errors import UsageError
+from ddim_cli.models.describe import describe_model
+from ddim_cli.models.inspect import activation_bytes
+from ddim_cli.sampling import precision
+from ddim_cli.sampling.noise import ImageNoise
+from ddim_cli.sampling.plan import Shard
+from ddim_cli.sampling.resolve import resolve
+from ddim_cli.sampling.run import make_job
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def mnist():
+    return describe_model(ModelSettings())
+
+
+def test_auto_takes_what_memory_allows(mnist, monkeypatch):
+    one = activation_bytes(mnist, 4)
+    for images_that_fit, count, expected in ((5, 100, 5), (5, 12, 4), (1000, 7, 7), (0, 9, 1)):
+        monkeypatch.setattr(precision, "total_memory", lambda d, n=images_that_fit: int(2 * n * one))
+        assert precision.choose_batch_size("auto", count, mnist, CPU, torch.float32) == expected
+    assert precision.choose_batch_size(77, 10, mnist, CPU, torch.float32) == 77
+
+
+def test_shards_choose_the_batch_size_of_the_whole_plan(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run = resolve([table_layer({"sampling": {"num_images": 16, "steps": 10}}, "test")])
+    assert make_job(run).batch_size == make_job(run, Shard(1, 4)).batch_size == 16
+
+
+def test_tf32_is_off_unless_asked_for(tiny_model):
+    from ddim_cli import sample
+
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            list(sample({"sampling": {"steps": 4, "num_images": 1}, "runtime": {"tf32": allowed}}, model=tiny_model))
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+            assert torch.backends.cudnn.allow_tf32 is allowed
+        assert RuntimeSettings().tf32 is False
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_devices_that_are_not_there():
+    assert precision.choose_device("auto").type in ("cpu", "mps")
+    for name in ("cuda", "cuda:3"):
+        with pytest.raises(UsageError, match=f"device {name}: there is none here"):
+            precision.choose_device(name)
+    assert precision.choose_dtype("auto", CPU) == torch.float32
+
+
+def test_noise_is_the_generators_whatever_else_is_drawn():
+    batch = ImageNoise([7, 3, 3], (2, 4, 4), CPU)
+    first, second = batch.draw(), batch.draw()
+    generator = torch.Generator().manual_seed(3)
+    for drawn in (first, second):
+        expected = torch.randn(1, 2, 4, 4, generator=generator)[0]
+        assert torch.equal(drawn[1], expected)
+        assert torch.equal(drawn[2], expected)
+
+
+def test_only_the_network_runs_in_the_chosen_dtype():
+    from ddim_cli import sample
+
+    seen = set()
+
+    def network(x, t):
+        seen.add(x.dtype)
+        return 0.1 * x
+
+    for dtype in ("bfloat16", "float32"):
+        config = {"sampling": {"steps": 4, "num_images": 1, "eta": 1.0}, "runtime": {"dtype": dtype}}
+        [picture] = sample(config, model=network, shape=(1, 4, 4))
+        assert picture.tensor.dtype == torch.float32
+        # Rounded to bfloat16 anywhere on its way, the state would be its own rounding.
+        assert not torch.equal(picture.tensor, picture.tensor.bfloat16().float())
+    assert seen == {torch.bfloat16, torch.float32}
