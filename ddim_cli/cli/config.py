@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddim_cli.cli import console
 from ddim_cli.cli.options import Json, Layers, Verbose, with_settings
+
+if TYPE_CHECKING:
+    from ddim_cli.sampling.resolve import Run
 
 HELP = """\
 [bold]Examples[/bold]
@@ -81,6 +84,7 @@ def check(
     for file in files:
         try:
             run = resolve_loosely([read_file(file)])
+            _check_coefficients(run)
         except ConfigError as error:
             # Problems of single keys name their file already; contradictions between keys do not.
             found = [p if p.startswith(f"{file}:") else f"{file}: {p}" for p in error.problems]
@@ -98,6 +102,15 @@ def check(
         console.show_error(problem)
     if problems:
         raise typer.Exit(ConfigError.exit_code)
+
+
+def _check_coefficients(run: Run) -> None:
+    """Raise ConfigError for what only the coefficients tell; torch is imported for settings that can fail so."""
+    scheduler, sampling = run.config.scheduler, run.config.sampling
+    if sampling.eta > 1 or scheduler.rescale_betas_zero_snr or scheduler.trained_betas is not None:
+        from ddim_cli.diffusion.coefficients import make_table
+
+        make_table(scheduler, sampling, run.timesteps)
 
 
 @app.command(short_help="Write a commented config to start from.")

@@ -33,7 +33,10 @@ def sampling_record(run: Run) -> dict[str, Any]:
 
 def config_record(config: Config) -> dict[str, Any]:
     """The resolved config of one picture: enough to make it again, given its seed."""
-    return config.model_dump(mode="json", exclude=_NOT_OF_A_PICTURE, exclude_none=True)
+    found = config.model_dump(mode="json", exclude=_NOT_OF_A_PICTURE, exclude_none=True)
+    if config.sampling.variance == "large":
+        found["sampling"]["eta"] = 1.0
+    return found
 
 
 def model_record(run: Run) -> dict[str, Any]:

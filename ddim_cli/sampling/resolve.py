@@ -84,6 +84,16 @@ def _check_last_seed(config: Config) -> None:
         )
 
 
+def _check_large_variance(config: Config, resolved: Resolved) -> None:
+    """The large variance implies eta 1: another that was asked for is an error, the default is not."""
+    settings = config.sampling
+    if settings.variance == "large" and settings.eta != 1 and resolved.origin("sampling.eta") != "default":
+        raise ConfigError(
+            f'sampling.variance = "large" implies eta 1, but sampling.eta = {settings.eta}; '
+            "leave eta out, or set it to 1"
+        )
+
+
 def _other_length(config: Config, timesteps: Sequence[int]) -> list[str]:
     settings = config.sampling
     if settings.timesteps is not None or len(timesteps) == settings.steps:
@@ -99,6 +109,7 @@ def judge(resolved: Resolved, model: ModelDescription | None = None, warnings: S
         _check_last_seed(config)
         timesteps = tuple(timestep_grid(config.scheduler, config.sampling))
         check_combination(config.scheduler, config.sampling, timesteps)
+        _check_large_variance(config, resolved)
         if model is not None:
             _check_network(config, model, timesteps)
     except ConfigError as error:

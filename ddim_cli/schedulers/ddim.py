@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,8 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = alpha_bars.float()
         self.final_alpha_cumprod = final_alpha_bar(alpha_bars, set_alpha_to_one).float()
+        # Of float64 alpha_bars: 1 - alpha_bar of a float32 one has lost digits where alpha_bar is near 1.
+        self._signal, self._deviation = alpha_bars.sqrt().float(), (1 - alpha_bars).sqrt().float()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._sampling = SamplingSettings()
@@ -110,9 +113,9 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ConfigError("set_timesteps takes either num_inference_steps or timesteps")
         if timesteps is not None:
-            asked: dict[str, Any] = {"timesteps": [int(t) for t in timesteps]}
+            asked: dict[str, Any] = {"timesteps": [operator.index(t) for t in timesteps]}
         else:
-            asked = {"steps": int(num_inference_steps)}
+            asked = {"steps": operator.index(num_inference_steps)}
         self._sampling = _sampling(asked, "set_timesteps")
         self._grid = timestep_grid(self.settings, self._sampling)
         self._index = {t: i for i, t in enumerate(self._grid)}
@@ -150,7 +153,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         variance: str = "ddim",
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """x_t -> x_prev, computed in float32 (float64 for a float64 sample), returned in the sample's dtype.
+        """x_t -> x_prev in float32 (float64 for a float64 sample; the coefficients are float32), in the sample's dtype.
 
         Args:
             model_output: the network's output at x_t, [B, ...].
@@ -203,10 +206,10 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped to multiply ``like``."""
-        self.alphas_cumprod = self.alphas_cumprod.to(like.device)
-        alpha_bar = self.alphas_cumprod[timesteps.to(like.device)].flatten()
-        alpha_bar = alpha_bar.view(-1, *[1] * (like.ndim - 1))
-        return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
+        self._signal, self._deviation = self._signal.to(like.device), self._deviation.to(like.device)
+        shape, index = (-1, *[1] * (like.ndim - 1)), timesteps.to(like.device)
+        signal, deviation = (level[index].view(shape).to(like.dtype) for level in (self._signal, self._deviation))
+        return signal, deviation
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x0 -> x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise; timesteps int64 [B] or [1]."""

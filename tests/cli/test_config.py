@@ -37,6 +37,17 @@ def test_check_names_every_problem_of_every_file(ddim, tmp_path):
     assert [f["ok"] for f in found["files"]] == [True, False]
 
 
+def test_check_finds_what_only_the_coefficients_tell(ddim, tmp_path):
+    (tmp_path / "eta.toml").write_text("[sampling]\neta = 1.2\n")
+    rescale = "beta_start = 0.0\nbeta_end = 0.0\nrescale_betas_zero_snr = true\nprediction_type = 'v_prediction'\n"
+    (tmp_path / "rescale.toml").write_text(f"[scheduler]\n{rescale}")
+    (tmp_path / "large.toml").write_text('[sampling]\nvariance = "large"\neta = 0.0\n')
+    for name, says in (("eta", "at most"), ("rescale", "leave rescaling out"), ("large", "implies eta 1")):
+        result = ddim("config", "check", f"{name}.toml")
+        assert result.exit_code == 2
+        assert says in result.stderr
+
+
 def test_init_writes_a_starter_and_never_over_a_file(ddim, tmp_path):
     assert ddim("config", "init", "run.toml").exit_code == 0
     assert ddim("config", "check", "run.toml").exit_code == 0
