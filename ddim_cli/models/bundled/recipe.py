@@ -1,0 +1,266 @@
+"""The recipe that trained the bundled ``mnist`` model.
+
+    python -m ddim_cli.models.bundled.recipe mnist.npz --work-dir runs/mnist --export-to DIR
+
+An unconditional pixel-space UNet2DModel on the MNIST digits (28x28 padded to 32x32, values in
+[-1, 1]), trained to predict epsilon over 1000 steps of the linear schedule of DDPM
+(Ho et al., arXiv:2006.11239), with the loss weighted by min(SNR, 5) / SNR (Hang et al.,
+arXiv:2303.09556, eq. 9). Convolutions and projections are trained with Muon, the rest with AdamW.
+
+Killing it loses at most ``--save-every`` images of work: the same command goes on from the last
+checkpoint. The learning rate is held constant and then falls linearly to zero over the last
+quarter, so a run whose ``--images`` is raised before that quarter continues as if it had been so
+from the start. ``--start-from`` begins a new run from weights that were exported before.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from ddim_cli.models.load import load_model
+
+NUM_TRAIN_TIMESTEPS = 1000
+BETA_START, BETA_END = 1e-4, 0.02
+SNR_CAP = 5.0
+COOLDOWN = 0.25
+WARMUP_IMAGES = 20_000
+EMA_DECAY = 0.999
+
+
+def build_network() -> UNet2DModel:
+    """A 2.2 M parameter UNet, [N, 1, 32, 32] and [N] timesteps -> epsilon [N, 1, 32, 32].
+
+    Nearly all of its arithmetic is at 8x8 with 128 channels, where digits are composed; the two
+    finer levels only carry strokes. Residual branches start at zero, as in the original DDPM code.
+    """
+    network = UNet2DModel(
+        sample_size=32,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(16, 32, 128),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=32,
+        norm_num_groups=8,
+    )
+    for name, module in network.named_modules():
+        if name == "conv_out" or name.endswith((".conv2", ".to_out.0")):
+            nn.init.zeros_(module.weight)
+    return network
+
+
+def load_images(data: Path, split: str = "train") -> tuple[Tensor, Tensor]:
+    """Read ``x_SPLIT`` and ``y_SPLIT`` of an .npz file: images uint8 [N, 1, 32, 32], labels [N]."""
+    with np.load(data) as archive:
+        images = torch.from_numpy(archive[f"x_{split}"])
+        labels = torch.from_numpy(archive[f"y_{split}"]).long()
+    return nn.functional.pad(images.unsqueeze(1), (2, 2, 2, 2)), labels
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 [-1, 1]."""
+    return images.float() / 127.5 - 1.0
+
+
+def alpha_bars(device: torch.device) -> Tensor:
+    """Cumulative products of 1 - beta for the linear schedule, float32 [T]."""
+    betas = torch.linspace(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
+    return torch.cumprod(1.0 - betas, 0).float().to(device)
+
+
+def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """``count`` timesteps, one in each of ``count`` equal slices of [0, T): lower variance than independent draws."""
+    position = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return (position * (NUM_TRAIN_TIMESTEPS / count)).long().clamp_(max=NUM_TRAIN_TIMESTEPS - 1)
+
+
+def weighted_loss(network: nn.Module, x0: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Mean of min(SNR, 5) / SNR * ||epsilon - epsilon_theta(x_t, t)||^2 over the batch."""
+    a = alpha_bar[timesteps].view(-1, 1, 1, 1)
+    x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    snr = a / (1 - a)
+    weight = snr.clamp(max=SNR_CAP) / snr
+    epsilon = network(x_t, timesteps, return_dict=False)[0].float()
+    return (weight * (epsilon - noise).square()).mean()
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix updates are orthogonalised by five Newton-Schulz iterations.
+
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). A convolution's
+    weight [O, I, H, W] is taken as the matrix [O, I*H*W]. Updates are scaled to the root mean
+    square of AdamW's, so both share one learning rate.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @staticmethod
+    def orthogonalise(matrix: Tensor) -> Tensor:
+        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+        x = wide / (wide.norm() + 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        return x if wide is matrix else x.T
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
+                scale = 0.2 * math.sqrt(max(update.shape))
+                p.add_(self.orthogonalise(update).view(p.shape), alpha=-group["lr"] * scale)
+
+
+def build_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for inner matrices and convolutions; AdamW for the first and last layer, gains and biases."""
+
+    def is_inner(name: str, p: Tensor) -> bool:
+        return p.ndim >= 2 and not name.startswith(("conv_in", "conv_out"))
+
+    named = list(network.named_parameters())
+    rest = [p for name, p in named if not is_inner(name, p)]
+    opts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.99))]
+    opts.append(Muon([p for name, p in named if is_inner(name, p)], lr=lr))
+    return opts
+
+
+def learning_rate_factor(images_seen: int, images_total: int) -> float:
+    """Linear warm-up, a plateau at 1, a linear fall to 0 over the last quarter of the run."""
+    warmup = min(1.0, (images_seen + 1) / WARMUP_IMAGES)
+    cooldown = min(1.0, (images_total - images_seen) / (COOLDOWN * images_total))
+    return max(0.0, min(warmup, cooldown))
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def export(network: UNet2DModel, directory: Path) -> None:
+    """Write a diffusers directory: unet/ in float16 safetensors, scheduler/, model_index.json."""
+    scheduler = DDIMScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS, beta_start=BETA_START, beta_end=BETA_END, beta_schedule="linear"
+    )
+    half = copy.deepcopy(network).to("cpu", torch.float16)
+    DDIMPipeline(unet=half, scheduler=scheduler).save_pretrained(directory, safe_serialization=True)
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="An .npz with x_train, x_test: uint8 [N, 28, 28].")],
+    work_dir: Annotated[Path, typer.Option(help="Checkpoint and log; continued if it has one.")] = Path("runs/mnist"),
+    export_to: Annotated[
+        Path | None, typer.Option(help="Write the averaged weights here as a diffusers directory.")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="Begin a new run from the weights of this diffusers directory.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Training images in all, repeats counted.")] = 3_600_000,
+    batch_size: Annotated[int, typer.Option()] = 64,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    save_every: Annotated[int, typer.Option(help="Images between checkpoints and log lines.")] = 16_384,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train the bundled model, or go on with a run that was stopped."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = work_dir / "checkpoint.pt", work_dir / "log.jsonl"
+
+    torch.manual_seed(seed)
+    x_train = load_images(data, "train")[0].to(device)
+    x_test = to_model_range(load_images(data, "test")[0][:: 10_000 // 1_000].to(device))
+    test_noise = torch.randn(x_test.shape, generator=torch.Generator().manual_seed(1)).to(device)
+    test_timesteps = stratified_timesteps(len(x_test), torch.Generator().manual_seed(1)).to(device)
+    alpha_bar = alpha_bars(device)
+
+    network = build_network()
+    if start_from is not None:
+        network.load_state_dict(load_model(str(start_from)).network.state_dict())
+    network = network.to(device, memory_format=torch.channels_last)
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizers = build_optimizers(network, lr)
+    generator = torch.Generator().manual_seed(seed)
+    seen, seconds = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        for opt, saved in zip(optimizers, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        seen, seconds = state["seen"], state["seconds"]
+
+    forward = torch.compile(network) if device.type == "cuda" else network
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    started, running, batches = time.monotonic() - seconds, torch.zeros((), device=device), 0
+    while seen < images:
+        index = torch.randint(len(x_train), (batch_size,), generator=generator)
+        x0 = to_model_range(x_train[index.to(device)])
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        timesteps = stratified_timesteps(batch_size, generator).to(device)
+        for opt in optimizers:
+            for group in opt.param_groups:
+                group["lr"] = lr * learning_rate_factor(seen, images)
+        with autocast:
+            loss = weighted_loss(forward, x0, noise, timesteps, alpha_bar)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for opt in optimizers:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        seen += batch_size
+        # Early on the average follows closely, so that it forgets the random start.
+        decay = min(EMA_DECAY, 1 - 10 * batch_size / (seen + 10 * batch_size))
+        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        running, batches = running + loss.detach(), batches + 1
+
+        if seen // save_every != (seen - batch_size) // save_every or seen >= images:
+            with torch.inference_mode():
+                test_loss = weighted_loss(average, x_test, test_noise, test_timesteps, alpha_bar).item()
+            seconds = time.monotonic() - started
+            line = {
+                "images": seen,
+                "seconds": round(seconds, 1),
+                "train_loss": round(running.item() / batches, 5),
+                "test_loss": round(test_loss, 5),
+                "lr": optimizers[0].param_groups[0]["lr"],
+            }
+            running, batches = torch.zeros((), device=device), 0
+            print(json.dumps(line), flush=True)
+            with log.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            state = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [opt.state_dict() for opt in optimizers],
+                "generator": generator.get_state(),
+                "seen": seen,
+                "seconds": seconds,
+            }
+            save_atomically(state, checkpoint)
+
+    if export_to is not None:
+        export(average, export_to)
+
+
+if __name__ == "__main__":
+    typer.run(train)
