@@ -45,6 +45,7 @@ def test_every_file_and_flag_that_is_named_exists():
         "--help",
         "--from",
         "--list",
+        "--plot",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {"--array", "--gpus"}:
         assert name in options, name
