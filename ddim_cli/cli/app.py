@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ddim_cli import __version__
 from ddim_cli.cli.config import app as config_app
@@ -17,7 +18,7 @@ from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
 
 HELP = """\
-[bold]Examples[/bold]
+Examples
 
 \b
 ddim sample --steps 50 --eta 0.0               16 digits
@@ -28,7 +29,17 @@ ddim config init run.toml                      a config to start from
 Sample images from diffusion models with DDIM (Song, Meng, Ermon, arXiv:2010.02502).
 """
 
+
+class _Root(TyperGroup):
+    """The first help a person asks for, in plain text: rich would double the time it takes to appear."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rich_markup_mode = None
+
+
 app = typer.Typer(
+    cls=_Root,
     name="ddim",
     help=HELP,
     no_args_is_help=True,
