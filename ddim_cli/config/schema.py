@@ -24,12 +24,15 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_list_text(value: Any) -> Any:
+    """A number or a list of numbers as text of the list grammar; anything else as it is."""
+    numbers = value if isinstance(value, list) else [value]
+    return ",".join(map(str, numbers)) if numbers and all(type(n) is int and n >= 0 for n in numbers) else value
+
+
 def _as_seed_list(value: Any) -> Any:
     """A seed or a list of seeds is taken as well, and kept as text; the order given is kept."""
-    if type(value) is int and value >= 0:
-        value = str(value)
-    if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
-        value = ",".join(map(str, value))
+    value = _as_list_text(value)
     if isinstance(value, str):
         seeds = parse_seeds(value)
         return format_seeds(seeds) if list(seeds) == sorted(seeds) else value
@@ -38,10 +41,7 @@ def _as_seed_list(value: Any) -> Any:
 
 def _as_class_list(value: Any) -> Any:
     """A class or a list of classes is taken as well, and kept as text."""
-    if type(value) is int and value >= 0:
-        value = str(value)
-    if isinstance(value, list) and value and all(type(v) is int and v >= 0 for v in value):
-        value = ",".join(map(str, value))
+    value = _as_list_text(value)
     if isinstance(value, str):
         parse_classes(value)
     return value

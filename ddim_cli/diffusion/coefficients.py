@@ -191,11 +191,8 @@ def _check_ends(
     if not broken.any():
         return
     i = int(broken.nonzero()[0])
-    which = (
-        "use_clipped_model_output"
-        if broken[i] and values[i].isfinite().all()
-        else (f'prediction_type = "{scheduler.prediction_type}"')
-    )
+    finite = bool(values[i].isfinite().all())
+    which = "use_clipped_model_output" if finite else f'prediction_type = "{scheduler.prediction_type}"'
     if inverse and start[i] >= 1:
         remedy = "set scheduler.set_alpha_to_one = false"
     else:

@@ -77,22 +77,19 @@ class OutputFolder:
         except OSError as error:
             raise UsageError(f"output folder {self.path}: cannot be made: {error.strerror}") from None
 
-    def read_sidecar(self, seed: int) -> dict[str, Any] | None:
-        """The sidecar of ``seed``; None if there is none or it does not parse."""
-        return _read_json(self.sidecar(seed))
-
     def is_done(self, seed: int, settings: Mapping[str, Any]) -> bool:
         """Whether the sidecar parses and the PNG has the size it records.
 
         Raises:
             UsageError: if the pair was made with settings of another identity than ``settings``.
         """
-        sidecar = self.read_sidecar(seed)
+        picture = self.picture(seed)
+        sidecar = _read_json(picture.with_suffix(".json"))
         if sidecar is None:
             return False
-        self.check_same(sidecar, settings, self.sidecar(seed))
+        self.check_same(sidecar, settings, picture.with_suffix(".json"))
         try:
-            return self.picture(seed).stat().st_size == sidecar["image"]["bytes"]
+            return picture.stat().st_size == sidecar["image"]["bytes"]
         except (OSError, KeyError, TypeError):
             return False
 

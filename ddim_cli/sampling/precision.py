@@ -15,7 +15,7 @@ from ddim_cli.sampling.plan import even_batch_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Beyond these, larger batches were not faster; on a CPU they only make progress coarser.
+# A CPU gains little from larger batches, which only make progress coarser; the GPU's bound is not measured yet.
 MOST_ON_CPU, MOST_ON_GPU = 32, 512
 SHARE_OF_MEMORY = 0.5
 
