@@ -141,6 +141,9 @@ FLAGS: dict[str, Flag] = {
     "subdirs": Flag(
         "output.subdirs", bool, ("--subdirs/--no-subdirs",), "A folder for every 1,000 seeds [no].", _OUTPUT
     ),
+    "fsync": Flag(
+        "output.fsync", bool, ("--fsync/--no-fsync",), "Have every file survive a power cut; slower [no].", _OUTPUT
+    ),
 }
 
 ConfigFiles = Annotated[
@@ -169,6 +172,15 @@ Layers = list["Layer"]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel="Console")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more, and show tracebacks.", rich_help_panel="Console")
+]
+LogFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="Append a plain copy of what is said on stderr.",
+        metavar="FILE",
+        show_default=False,
+        rich_help_panel="Console",
+    ),
 ]
 Json = Annotated[
     bool,

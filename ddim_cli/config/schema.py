@@ -162,6 +162,7 @@ class OutputSettings(Section):
     )
     grid: bool = Field(True, description="write grid.png, a contact sheet of the first images")
     subdirs: bool = Field(False, description="a folder for every 1,000 seeds, named after the first")
+    fsync: bool = Field(False, description="wait until each file is on the disk, so that it survives a power cut")
 
 
 class Config(Section):

@@ -1,21 +1,159 @@
-"""Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
+"""Files that are whole or absent, and locks between processes that share a folder.
+
+A file is written under a hidden temporary name in its folder, then renamed. While a process writes,
+it holds a lock (flock) on the hidden file; the lock goes with the process, however that ends. So a
+hidden file of ours that nobody has locked is left over from a process that was killed. Where the file
+system has no locks, age tells.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock
+_OURS = re.compile(r"\.(\d{6,}\.(png|json)|run\.json|grid\.png)(\.[0-9a-f]{12}\.tmp|\.lock)")
+# Without locks: a temporary file lives for as long as one file takes to write.
+SECONDS_BEFORE_ABANDONED = 3600.0
+TRIES = 5
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` in one step as others see it. Raises OSError, leaving no temporary file."""
+def _try_lock(stream: BinaryIO, wait: bool) -> bool | None:
+    """Lock an open file; False if another process has it, None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _still_named(stream: BinaryIO, path: Path) -> bool:
+    """Whether the open file is the one that ``path`` names now."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a rename reach the disk. Windows opens no folders, and needs none of this."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, fsync: bool = False) -> Iterator[BinaryIO]:
+    """A binary stream whose content appears at ``path`` in one step when the block ends, and not at all if it fails.
+
+    ``fsync`` waits until content and name are on the disk. Raises OSError naming ``path``, leaving no temporary file.
+    """
     # Not the process id: two machines that share a disk can have the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-        os.replace(temporary, path)
+        with temporary.open("xb") as stream:
+            _try_lock(stream, wait=False)
+            yield stream
+            stream.flush()
+            if fsync:
+                os.fsync(stream.fileno())
+            if fcntl is None:
+                # Windows renames no open file.
+                stream.close()
+            os.replace(temporary, path)
+        if fsync:
+            _sync_folder(path.parent)
     except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_atomically(path: Path, data: bytes, fsync: bool = False) -> None:
+    """Write ``data`` to ``path`` in one step as others see it. Raises OSError, leaving no temporary file."""
+    for left in reversed(range(TRIES)):
+        try:
+            with atomic_file(path, fsync) as stream:
+                stream.write(data)
+            return
+        except FileNotFoundError:
+            # Where locks do not reach, another machine may have taken the temporary file for a leftover.
+            if not left or not path.parent.is_dir():
+                raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold what ``path`` names for this process alone, by a hidden file beside it; waits for another holder.
+
+    Where the file system has no locks, nothing is held. Raises OSError naming ``path``.
+    """
+    if fcntl is None:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        stream = _open_locked(lock)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    with stream:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _open_locked(lock: Path) -> BinaryIO:
+    while True:
+        stream = lock.open("ab")
+        # Its last holder removes it: then the name is free, or another's.
+        if _try_lock(stream, wait=True) is None or _still_named(stream, lock):
+            return stream
+        stream.close()
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove the hidden files of processes that were killed while they wrote here; how many there were."""
+    found = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _OURS.fullmatch(entry.name) and _remove_abandoned(Path(entry.path)):
+                found += 1
+    return found
+
+
+def _remove_abandoned(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            held = _try_lock(stream, wait=False)
+            if held is None:
+                held = time.time() - os.fstat(stream.fileno()).st_mtime > SECONDS_BEFORE_ABANDONED
+            if not held:
+                return False
+            path.unlink()
+    except OSError:
+        return False
+    return True

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddim_cli.config.seeds import format_seeds, parse_seeds
 from ddim_cli.errors import RunError, UsageError
-from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.picture import encode_png
@@ -22,15 +22,20 @@ from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, utc_now
 
 RUN_SCHEMA = "ddim-cli/run/1"
 SEEDS_A_FOLDER = 1000
-_SIDECAR = re.compile(r"\d{6,}\.json")
+_NUMBERED = re.compile(r"(\d{6,})\.(json|png)", re.ASCII)
+_SUBFOLDER = re.compile(r"\d{6,}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """``path`` may not exist yet; ``subdirs`` puts every 1,000 seeds into a folder named after the first."""
+    """``path`` may not exist yet; ``subdirs`` puts every 1,000 seeds into a folder named after the first.
+
+    With ``fsync`` a file that is there survives a power cut.
+    """
 
     path: Path
     subdirs: bool = False
+    fsync: bool = False
 
     @property
     def manifest(self) -> Path:
@@ -77,23 +82,57 @@ class OutputFolder:
         except OSError as error:
             raise UsageError(f"output folder {self.path}: cannot be made: {error.strerror}") from None
 
+    def folders(self) -> Iterator[Path]:
+        """The folder itself, then those of either thousand seeds that are there."""
+        yield self.path
+        try:
+            with os.scandir(self.path) as entries:
+                names = sorted(e.name for e in entries if _SUBFOLDER.fullmatch(e.name) and e.is_dir())
+        except OSError:
+            return
+        yield from (self.path / name for name in names)
+
+    def numbered(self, kind: str) -> dict[int, list[str]]:
+        """The files NUMBER.``kind`` (``"png"`` or ``"json"``) where a pair of that seed can lie, by seed.
+
+        Two for a seed that is there in either layout. Reads directories alone; of 50,000 files, in a tenth of a second.
+        """
+        found: dict[int, list[str]] = {}
+        for folder in self.folders():
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                continue
+            first = None if folder == self.path else int(folder.name)
+            for name in names:
+                match = _NUMBERED.fullmatch(name)
+                if match is None or match[2] != kind:
+                    continue
+                seed = int(match[1])
+                here = first is None or seed // SEEDS_A_FOLDER * SEEDS_A_FOLDER == first
+                if here and len(match[1]) == max(6, len(str(seed))):
+                    found.setdefault(seed, []).append(f"{folder}/{name}")
+        return dict(sorted(found.items()))
+
     def is_done(self, seed: int, settings: Mapping[str, Any]) -> bool:
         """Whether the sidecar parses and the PNG has the size it records.
 
         Raises:
             UsageError: if the pair was made with settings of another identity than ``settings``.
         """
-        picture = self.picture(seed)
-        sidecar = _read_json(picture.with_suffix(".json"))
+        return self._is_pair(str(self.sidecar(seed)), settings)
+
+    def _is_pair(self, path: str, settings: Mapping[str, Any]) -> bool:
+        sidecar = read_json(path)
         if sidecar is None:
             return False
-        self.check_same(sidecar, settings, picture.with_suffix(".json"))
+        self.check_same(sidecar, settings, path)
         try:
-            return picture.stat().st_size == sidecar["image"]["bytes"]
+            return os.stat(f"{path.removesuffix('.json')}.png").st_size == sidecar["image"]["bytes"]
         except (OSError, KeyError, TypeError):
             return False
 
-    def check_same(self, found: Mapping[str, Any], settings: Mapping[str, Any], where: Path) -> None:
+    def check_same(self, found: Mapping[str, Any], settings: Mapping[str, Any], where: Path | str) -> None:
         """UsageError naming the first setting of ``found`` that would change the pictures."""
         difference = first_difference(identity(found), settings)
         if difference is not None:
@@ -105,61 +144,88 @@ class OutputFolder:
 
     def missing(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> list[int]:
         """Those of ``seeds`` that are not done, in order. Raises UsageError as `is_done`."""
-        return [seed for seed in seeds if not self.is_done(seed, settings)]
+        there = self.numbered("json")
+
+        def done(seed: int) -> bool:
+            paths = there.get(seed, [])
+            # There in either layout: `picture` knows which of them counts.
+            return (
+                self._is_pair(paths[0], settings) if len(paths) == 1 else bool(paths) and self.is_done(seed, settings)
+            )
+
+        return [seed for seed in seeds if not done(seed)]
 
     def read_manifest(self) -> dict[str, Any] | None:
-        return _read_json(self.manifest)
+        return read_json(self.manifest)
 
     def planned(self) -> tuple[int, ...]:
         """The seeds that run.json names; where it is lost, those of the sidecars that are there."""
         try:
             return parse_seeds((self.read_manifest() or {})["seeds"])
         except (KeyError, ValueError, AttributeError):
-            return tuple(sorted({int(path.stem) for path in self.pairs()}))
+            return tuple(self.numbered("json"))
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """UsageError if the folder holds pictures of other settings: as run.json says, or the first sidecar."""
-        first = next((path for path in self.pairs() if (_read_json(path) or {}).get("schema") == SCHEMA), None)
+        manifest = self.read_manifest()
+        ours = manifest is not None and manifest.get("schema") == RUN_SCHEMA
+        if ours and first_difference(identity(manifest), settings) is None:
+            return
+        first = next((path for path in self.pairs() if (read_json(path) or {}).get("schema") == SCHEMA), None)
         if first is None:
             return
-        manifest = self.read_manifest()
-        if manifest is not None and manifest.get("schema") == RUN_SCHEMA:
+        if ours:
             self.check_same(manifest, settings, self.manifest)
         else:
-            self.check_same(_read_json(first) or {}, settings, first)
+            self.check_same(read_json(first) or {}, settings, first)
 
     def start(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> None:
         """Write run.json: the seeds of this plan and of the plans before it, and the settings.
 
-        Totals that stand there are kept where nothing is to be made (``complete``).
+        Totals that stand there are kept where nothing is to be made (``complete``). What processes left behind that
+        were killed here is removed.
         """
-        before = self.read_manifest() or {}
-        seeds = sorted({*seeds, *self.planned()})
-        manifest = {
-            "schema": RUN_SCHEMA,
-            "seeds": format_seeds(seeds),
-            "images": len(seeds),
-            "created": before.get("created") or utc_now(),
-            **record,
-        }
-        if complete and "totals" in before and before.get("seeds") == manifest["seeds"]:
-            manifest["totals"] = before["totals"]
-        write_atomically(self.manifest, (dump_json(manifest) + "\n").encode())
+        for folder in self.folders():
+            remove_leftovers(folder)
+        # Between reading and writing, no other process may add its seeds.
+        with locked(self.manifest):
+            before = self.read_manifest() or {}
+            seeds = sorted({*seeds, *self.planned()})
+            manifest = {
+                "schema": RUN_SCHEMA,
+                "seeds": format_seeds(seeds),
+                "images": len(seeds),
+                "created": before.get("created") or utc_now(),
+                **record,
+            }
+            if complete and "totals" in before and before.get("seeds") == manifest["seeds"]:
+                manifest["totals"] = before["totals"]
+            self._write_manifest(manifest)
 
-    def finish(self, made: int, seconds: float, grid: bool) -> None:
-        """Write the contact sheet and the totals into run.json."""
-        manifest = self.read_manifest() or {}
-        seeds = self.planned()
-        if grid:
-            self.write_grid(seeds)
-        manifest["totals"] = {
-            "finished": utc_now(),
-            "images": len(seeds),
-            "images_by_last_process": made,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(made / seconds, 3) if seconds > 0 else None,
-        }
-        write_atomically(self.manifest, (dump_json(manifest) + "\n").encode())
+    def finish(self, made: int, seconds: float, grid: bool, seeds: Sequence[int] | None = None) -> None:
+        """Write the contact sheet, and the totals into run.json.
+
+        Not where another process has extended the plan beyond the ``seeds`` that were found complete, nor where
+        nothing was ``made`` and both are there already.
+        """
+        with locked(self.manifest):
+            manifest, planned = self.read_manifest() or {}, self.planned()
+            there = "totals" in manifest and (self.grid.exists() or not grid)
+            if (seeds is not None and set(planned) != set(seeds)) or (there and not made):
+                return
+            if grid:
+                self.write_grid(planned)
+            manifest["totals"] = {
+                "finished": utc_now(),
+                "images": len(planned),
+                "images_by_last_process": made,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(made / seconds, 3) if seconds > 0 else None,
+            }
+            self._write_manifest(manifest)
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_atomically(self.manifest, (dump_json(manifest) + "\n").encode(), self.fsync)
 
     def write_grid(self, seeds: Sequence[int]) -> None:
         images = []
@@ -172,28 +238,31 @@ class OutputFolder:
                 raise RunError(
                     f"{path}: cannot be read as a picture; delete it, and the same command makes it again"
                 ) from None
-        write_atomically(self.grid, encode_png(contact_sheet(images)))
+        write_atomically(self.grid, encode_png(contact_sheet(images)), self.fsync)
 
     def pairs(self) -> Iterator[Path]:
-        """The sidecars of the folder, in either layout."""
-        for pattern in ("*.json", "[0-9]*/*.json"):
-            yield from (p for p in sorted(self.path.glob(pattern)) if _SIDECAR.fullmatch(p.name))
+        """The sidecars of the folder, in either layout, in the order of their seeds."""
+        for paths in self.numbered("json").values():
+            yield from map(Path, paths)
 
     def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
         """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``."""
         for seed in seeds:
             self.sidecar(seed).unlink(missing_ok=True)
             self.picture(seed).unlink(missing_ok=True)
-        for path in list(self.pairs()):
-            sidecar = _read_json(path) or {}
-            ours = sidecar.get("schema") == SCHEMA
-            if ours and first_difference(identity(sidecar), settings) is not None:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".png").unlink(missing_ok=True)
-        manifest = self.read_manifest()
-        if manifest is not None and first_difference(identity(manifest), settings) is not None:
-            self.manifest.unlink(missing_ok=True)
-            self.grid.unlink(missing_ok=True)
+        for path in self.pairs():
+            # Another rank may be replacing it with a picture of the new settings.
+            with locked(path.with_suffix(".png")):
+                sidecar = read_json(path) or {}
+                ours = sidecar.get("schema") == SCHEMA
+                if ours and first_difference(identity(sidecar), settings) is not None:
+                    path.unlink(missing_ok=True)
+                    path.with_suffix(".png").unlink(missing_ok=True)
+        with locked(self.manifest):
+            manifest = self.read_manifest()
+            if manifest is not None and first_difference(identity(manifest), settings) is not None:
+                self.manifest.unlink(missing_ok=True)
+                self.grid.unlink(missing_ok=True)
 
 
 def _short(value: Any) -> str:
@@ -201,9 +270,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | str) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is none."""
     try:
-        found = json.loads(path.read_bytes())
+        with open(path, "rb") as stream:
+            found = json.loads(stream.read())
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

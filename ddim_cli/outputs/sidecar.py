@@ -53,6 +53,8 @@ def identity_hash(record: Mapping[str, Any]) -> str:
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first key of two identities that differs, with both values; None if none does."""
+    if before == now:
+        return None
     for key in [*now, *(k for k in before if k not in now)]:
         if before.get(key) != now.get(key):
             return key, before.get(key), now.get(key)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ddim_cli.errors import RunError
-from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.atomic import locked, write_atomically
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png, to_image
-from ddim_cli.outputs.sidecar import complete, describe_picture, to_text
+from ddim_cli.outputs.sidecar import complete, describe_picture, identity, to_text
 
 THREADS = 2
 # Pictures that may wait for a thread: memory stays flat, and a slow disk slows the run instead.
@@ -23,46 +23,57 @@ QUEUE = 64
 class PictureWriter:
     """Writes pictures of one folder in the background.
 
-    ``record`` holds the sections that all sidecars share. An error in a thread is raised by the
-    next ``write`` or by ``close``.
+    ``record`` holds the sections that all sidecars share. After an error in a thread nothing more is
+    written; it is raised by the next ``check``, ``write`` or ``close``.
     """
 
     def __init__(self, folder: OutputFolder, record: Mapping[str, Any]):
         self._folder = folder
         self._record = record
+        self._settings = identity(record)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="ddim-writer")
         self._free = threading.Semaphore(QUEUE)
         self._failure: BaseException | None = None
 
     def write(self, seed: int, pixels: np.ndarray, seconds: float) -> None:
         """Queue a picture, uint8 [H, W, C]. Waits while the queue is full; raises RunError if a write failed."""
-        self._raise_failure()
+        self.check()
         self._free.acquire()
         self._pool.submit(self._write, seed, pixels, seconds).add_done_callback(self._done)
 
     def close(self) -> None:
         """Wait until all that was queued is on disk. Raises RunError if a write failed."""
         self._pool.shutdown(wait=True)
-        self._raise_failure()
+        self.check()
 
     def _write(self, seed: int, pixels: np.ndarray, seconds: float) -> None:
-        path = self._folder.picture(seed)
+        if self._failure is not None:
+            return
+        path, fsync = self._folder.picture(seed), self._folder.fsync
         if self._folder.subdirs:
             path.parent.mkdir(exist_ok=True)
         described = describe_picture(self._record, seed, pixels)
         png = encode_png(to_image(pixels), to_text(described))
-        write_atomically(path, png)
-        # The sidecar last: its presence means that the pair is complete.
-        sidecar = complete(described, path.name, len(png), seconds)
-        write_atomically(self._folder.sidecar(seed), to_text(sidecar).encode())
+        # Another process may be making the same picture, in batches of another size: a pair is of one of them.
+        with locked(path):
+            if self._folder.is_done(seed, self._settings):
+                return
+            write_atomically(path, png, fsync)
+            # The sidecar last: its presence means that the pair is complete.
+            sidecar = complete(described, path.name, len(png), seconds)
+            write_atomically(path.with_suffix(".json"), to_text(sidecar).encode(), fsync)
 
     def _done(self, future: Future) -> None:
         self._free.release()
         self._failure = self._failure or future.exception()
 
-    def _raise_failure(self) -> None:
+    def check(self) -> None:
+        """Raise RunError if a write has failed."""
         if isinstance(self._failure, OSError):
             error = self._failure
-            raise RunError(f"{error.filename or self._folder.path}: cannot be written: {error.strerror}")
+            raise RunError(
+                f"{error.filename or self._folder.path}: cannot be written: {error.strerror}; "
+                "what was finished before is whole, and the same command goes on from there"
+            )
         if self._failure is not None:
             raise self._failure

@@ -1,0 +1,71 @@
+"""What a folder of 50,000 finished 32x32 pairs costs: deciding what is left, verifying, comparing, one .npz.
+
+    python tests/benchmarks/large_folder.py [IMAGES] [FOLDER]
+
+Makes the pairs in FOLDER (a temporary one, unless it is named; then they stay for the next time). Their sidecars are
+those of a run of 50 steps with the bundled model.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ddim_cli.config.layers import Layer
+from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.sampling.resolve import resolve
+from ddim_cli.sampling.run import Job, make_job, pending
+
+
+def job_of(images: int, folder: Path) -> Job:
+    """The job whose pictures the folder is to hold."""
+    values = {
+        "sampling.num_images": images,
+        "output.dir": str(folder),
+        "output.subdirs": True,
+        "runtime.device": "cpu",
+    }
+    return make_job(resolve([Layer(values, dict.fromkeys(values, "here"))]))
+
+
+def fill(job: Job) -> None:
+    """Random pictures in place of sampled ones."""
+    job.folder.create()
+    job.folder.start(job.seeds, job.record, complete=False)
+    writer = PictureWriter(job.folder, job.record)
+    draw = np.random.default_rng(0)
+    for seed in job.seeds:
+        writer.write(seed, draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), 0.01)
+    writer.close()
+
+
+def timed(what: str, act, *args):
+    """Call ``act``, and print how long it took and on how much CPU."""
+    start, cpu = time.perf_counter(), time.process_time()
+    found = act(*args)
+    print(f"{what:<32} {time.perf_counter() - start:6.2f} s  ({time.process_time() - cpu:.2f} s of CPU)", flush=True)
+    return found
+
+
+def measure(images: int, path: Path) -> None:
+    job = job_of(images, path)
+    if not job.folder.manifest.exists():
+        timed(f"write {images:,} pairs", fill, job)
+    assert timed("decide what is left", pending, job) == []
+
+
+def main() -> None:
+    images = int(sys.argv[1]) if len(sys.argv) > 1 else 50_000
+    if len(sys.argv) > 2:
+        measure(images, Path(sys.argv[2]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measure(images, Path(folder) / "out")
+
+
+if __name__ == "__main__":
+    main()
