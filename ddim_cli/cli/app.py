@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +12,7 @@ from typer.core import TyperGroup
 
 from ddim_cli import __version__
 from ddim_cli.cli.config import app as config_app
-from ddim_cli.cli.console import report
+from ddim_cli.cli.console import print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
 from ddim_cli.cli.inspect import inspect
@@ -30,12 +32,48 @@ Sample images from diffusion models with DDIM (Song, Meng, Ermon, arXiv:2010.025
 """
 
 
+# The exception of arguments that are refused, whether typer has click beside it or inside.
+_Refused = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 class _Root(TyperGroup):
-    """The first help a person asks for, in plain text: rich would double the time it takes to appear."""
+    """The first help a person asks for, in plain text: rich would double the time it takes to appear.
+
+    Where ``--json`` was typed, what is wrong with the arguments themselves is said in JSON too.
+    """
+
+    _arguments: Sequence[str] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rich_markup_mode = None
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
+        self._arguments = list(sys.argv[1:] if args is None else args)
+        return super().main(args, *others, **extra)
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with self._refusing():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._refusing():
+            return super().invoke(ctx)
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except _Refused as error:
+            if asks_for_json(self._arguments) and speaks():
+                print_json({"error": error.format_message(), "exit_code": error.exit_code})
+            raise
+
+
+def asks_for_json(arguments: Sequence[str]) -> bool:
+    """Whether ``--json`` is among the options."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
 
 
 app = typer.Typer(
@@ -77,4 +115,4 @@ def main() -> None:
     try:
         app()
     except (KeyboardInterrupt, BrokenPipeError) as error:
-        sys.exit(report(error))
+        sys.exit(report(error, asks_for_json(sys.argv[1:])))

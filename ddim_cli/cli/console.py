@@ -1,7 +1,7 @@
 """The console: messages and errors, the progress of a run, its closing panel.
 
-Results go to stdout, everything else to stderr. Where there is no terminal: plain lines, no
-control characters.
+Results go to stdout, everything else to stderr, and a plain copy of that to the log file where
+there is one. Where there is no terminal: plain lines, no control characters.
 """
 
 from __future__ import annotations
@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import json as json_module
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from ddim_cli.errors import DdimError, InterruptedRunError
+from ddim_cli.cli.signals import interruptible
+from ddim_cli.errors import DdimError, InterruptedRunError, UsageError
+from ddim_cli.sampling.torchrun import Ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
     from ddim_cli.sampling.run import Job, Summary
 
 SECONDS_BETWEEN_LINES = 10.0
+
+# The log file, where there is one, and whether the one JSON document has been printed.
+_log: TextIO | None = None
+_printed_json = False
 
 
 def stderr() -> Console:
@@ -41,12 +49,14 @@ def stdout() -> Console:
 
 def say(text: str, style: str = "") -> None:
     """A line on stderr, wrapped by the terminal alone."""
+    log(text)
     stderr().print(text, style=style, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     from rich.text import Text
 
+    log(f"warning: {text}")
     stderr().print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
 
@@ -55,26 +65,93 @@ def show_error(text: str) -> None:
 
     console = stderr()
     for line in text.splitlines() or [""]:
+        log(f"error: {line}")
         console.print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+def log(text: str) -> None:
+    """A line in the log file, if there is one; a log that cannot be written any more ends no run."""
+    if _log is not None:
+        with contextlib.suppress(OSError):
+            # One write a line, so that the lines of several processes do not mix.
+            _log.write(f"{text}\n")
+            _log.flush()
+
+
+@contextlib.contextmanager
+def logging_to(path: Path | None) -> Iterator[None]:
+    """Within the block, append a copy of what is said to ``path``. Raises UsageError if it cannot be opened."""
+    global _log
+    if path is None:
+        yield
+        return
+    try:
+        _log = path.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        stream, _log = _log, None
+        with contextlib.suppress(OSError):
+            stream.close()
+
+
+def json_text(value: Any) -> str:
+    """``value`` as one line; what stdout's encoding lacks, such as a file name's odd bytes, is escaped."""
+    text = json_module.dumps(value, ensure_ascii=False) + "\n"
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeError:
+        return json_module.dumps(value) + "\n"
+    return text
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json_module.dumps(value, ensure_ascii=False) + "\n")
+    global _printed_json
+    text = json_text(value)
+    _printed_json = True
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
+def _end_at_once(as_json: bool) -> None:
+    """What a second Ctrl-C still prints. Straight to the file: the interrupted code may hold stdout's lock."""
+    code = InterruptedRunError.exit_code
+    if as_json and not _printed_json:
+        os.write(1, json_text({"error": "interrupted", "exit_code": code}).encode())
+    os.write(2, b"interrupted at once; the same command goes on\n")
+
+
+def speaks() -> bool:
+    """Whether this process is the one that shows progress and results: under torchrun, rank 0 alone."""
+    ranks = Ranks.of()
+    return ranks is None or ranks.rank == 0
+
+
 def handles_errors(command: Callable) -> Callable:
-    """End a command that fails with a sentence on stderr and its exit code, never a traceback unless --verbose."""
+    """End a command that fails with a sentence on stderr and its exit code, never a traceback unless --verbose.
+
+    Ctrl-C and SIGTERM end it with 130; its ``log_file``, if it has one, is kept from here on.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        global _printed_json
+        _printed_json, as_json, verbose = False, kwargs.get("json", False), kwargs.get("verbose", False)
+        log_file = kwargs.pop("log_file", None)
         try:
-            return command(*args, **kwargs)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            raise typer.Exit(report(error, kwargs.get("json", False), kwargs.get("verbose", False))) from None
+            as_json = as_json and speaks()
+            with interruptible(lambda: _end_at_once(as_json)), logging_to(log_file):
+                try:
+                    return command(*args, **kwargs)
+                except (typer.Exit, typer.Abort, typer.BadParameter):
+                    raise
+                except (Exception, KeyboardInterrupt) as error:
+                    raise typer.Exit(report(error, as_json, verbose)) from None
+        except (UsageError, KeyboardInterrupt) as error:
+            raise typer.Exit(report(error, as_json, verbose)) from None
 
     return run
 
@@ -91,16 +168,18 @@ def report(error: BaseException, as_json: bool = False, verbose: bool = False) -
         text, code = str(error), error.exit_code
     elif isinstance(error, OSError):
         text, code = f"{error.filename}: {error.strerror}" if error.filename else str(error), 1
+    elif isinstance(error, MemoryError):
+        text, code = "out of memory on the host; use a smaller --batch-size", 1
     else:
         first = (str(error).strip().splitlines() or [""])[0]
         text, code = f"unexpected {type(error).__name__}: {first} (--verbose shows where)", 1
     if verbose and not isinstance(error, InterruptedRunError):
-        stderr().print("".join(traceback.format_exception(error)), markup=False, soft_wrap=True)
+        say("".join(traceback.format_exception(error)))
     if isinstance(error, InterruptedRunError):
         say(text)
     else:
         show_error(text)
-    if as_json:
+    if as_json and not _printed_json:
         print_json({"error": text, "exit_code": code})
     return code
 
@@ -163,8 +242,11 @@ class RunProgress:
             transient=True,
             expand=True,
         )
-        self._task = self._bar.add_task("", total=self._total * self._steps, **self._fields(0))
+        self._task = self._bar.add_task("", total=self._steps_in_all(), **self._fields(0))
         self._bar.start()
+
+    def _steps_in_all(self) -> int:
+        return self._total * self._steps
 
     def _fields(self, step: int) -> dict[str, str]:
         units = self._made * self._steps + self._batch * step
@@ -180,15 +262,25 @@ class RunProgress:
         if self._bar is not None:
             units = self._made * self._steps + self._batch * done
             self._bar.update(self._task, completed=units, **self._fields(done))
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+        self._line_now_and_then(self._fields(done))
+
+    def _line_now_and_then(self, fields: Mapping[str, str]) -> None:
+        """Every few seconds a line: on stderr where there is no bar, in the log file always."""
+        if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            say(", ".join(v for v in self._fields(done).values() if v))
+            (say if self._bar is None else log)(", ".join(v for v in fields.values() if v))
 
     def batch(self, images: int) -> None:
         self._made += images
         if self._bar is not None:
             self._bar.update(self._task, completed=self._made * self._steps, **self._fields(0))
         self._batch = min(self._batch, self._total - self._made)
+
+    def interrupted(self) -> None:
+        say("interrupted; what was finished is being written (Ctrl-C once more ends it at once)")
+
+    def closing(self, what: str) -> None:
+        self.waiting(what)
 
     def stopped(self) -> None:
         self._clear_status()
@@ -202,10 +294,75 @@ class RunProgress:
             self._status = None
 
 
+class RanksProgress(RunProgress):
+    """What rank 0 shows of all ranks: the images of the plan that are in the folder, counted now and then."""
+
+    SECONDS_BETWEEN_COUNTS = 1.0
+    # Listing a large folder on a slow disk must not become the work.
+    MOST_OF_THE_TIME = 0.05
+
+    _plan: frozenset[int] | None = None
+
+    def started(self, job: Job, todo: Sequence[int]) -> None:
+        self._clear_status()
+        self._plan, self._folder = frozenset(job.run.config.seeds()), job.folder
+        self._total, self._last_count = len(self._plan), -float("inf")
+        self._began = self._last_line = time.monotonic()
+        self._pause = 0.0
+        self._at_start = self.count()
+        runtime, ranks = job.record["runtime"], job.shard.count
+        say(
+            f"{job.run.model.name}: {counted(self._total, 'image')} on {counted(ranks, 'rank')} in batches of "
+            f"{job.batch_size}, {counted(len(job.run.timesteps), 'step')} each, this one on {runtime['device']} in "
+            f"{runtime['dtype']}" + (f"; {counted(self._at_start, 'image')} there already" if self._at_start else "")
+        )
+        if self._console.is_terminal:
+            self._start_bar()
+
+    def count(self) -> int:
+        """The images of the plan whose sidecars are there."""
+        began = time.monotonic()
+        self._there = len(self._plan.intersection(self._folder.numbered("json")))
+        self._last_count = time.monotonic()
+        self._pause = max(self.SECONDS_BETWEEN_COUNTS, (self._last_count - began) / self.MOST_OF_THE_TIME)
+        return self._there
+
+    def _steps_in_all(self) -> int:
+        return self._total
+
+    def _fields(self, step: int) -> dict[str, str]:
+        seconds, made = time.monotonic() - self._began, self._there - self._at_start
+        rate = ""
+        if made and seconds > 0:
+            rate = f"{made / seconds:.3g} images/s, {duration(seconds / made * (self._total - self._there))} left"
+        return {"images": f"{self._there}/{self._total} images", "step": "", "rate": rate}
+
+    def step(self, done: int = 0) -> None:
+        if time.monotonic() - self._last_count < self._pause:
+            return
+        self.count()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._there, **self._fields(0))
+        self._line_now_and_then(self._fields(0))
+
+    def batch(self, images: int) -> None:
+        self.step()
+
+    def waiting_for_others(self, job: Job) -> None:
+        """This rank's own images are made."""
+        if self._plan is None:
+            self.started(job, ())
+        elif self._console.is_terminal:
+            self._start_bar()
+
+
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[RunProgress | None]:
-    """The progress of a run, with a spinner while torch is imported; None where ``quiet``."""
-    shown = None if quiet else RunProgress()
+def progress(quiet: bool, ranks: Ranks | None = None) -> Iterator[RunProgress | None]:
+    """The progress of a run, with a spinner while torch is imported; None where ``quiet``, or on any rank but 0."""
+    if quiet or (ranks is not None and ranks.rank):
+        shown = None
+    else:
+        shown = RunProgress() if ranks is None else RanksProgress()
     try:
         if shown is not None:
             shown.waiting("loading torch")
@@ -248,4 +405,8 @@ def show_summary(summary: Summary) -> None:
     rows["folder"] = summary.folder
     if summary.grid is not None:
         rows["contact sheet"] = summary.grid
+    if summary.npz is not None:
+        rows["array"] = summary.npz
+    for name, value in rows.items():
+        log(f"{name}: {value}")
     show_table(rows, "done")

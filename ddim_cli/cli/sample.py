@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
-    from ddim_cli.sampling.run import Job
+    from ddim_cli.sampling.plan import Shard
+    from ddim_cli.sampling.run import Job, Summary
+    from ddim_cli.sampling.torchrun import Ranks
 
 
 @console.handles_errors
@@ -32,8 +36,18 @@ def sample(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel="Output")
     ] = False,
+    npz: Annotated[
+        Path | None,
+        typer.Option(
+            help="Once all images are there, write them into one array too.",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel="Output",
+        ),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    log_file: LogFile = None,
     json: Json = False,
 ) -> None:
     """
@@ -44,36 +58,95 @@ def sample(
     ddim sample -n 64 --seed 1000 --steps 20 --spacing trailing -o out
     ddim sample -m path/to/model -c run.toml --dtype bfloat16 --json
     ddim sample -c configs/smoke.toml --dry-run
+    torchrun --nproc-per-node=8 -m ddim_cli sample --seeds 0-49999 --subdirs -o out
 
     Sample images: a PNG and a JSON sidecar each, and a contact sheet.
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
-    from ddim_cli.sampling.plan import Shard
     from ddim_cli.sampling.resolve import resolve
+    from ddim_cli.sampling.torchrun import Ranks
 
-    part = Shard.parse(shard) if shard is not None else Shard()
+    ranks = Ranks.of()
+    part = choose_part(shard, ranks)
+    speaks = console.speaks()
     run = resolve(layers)
-    for warning in run.warnings:
-        console.warn(warning)
-    if verbose and run.model.unused_scheduler_keys:
+    if speaks:
+        for warning in run.warnings:
+            console.warn(warning)
+    if verbose and speaks and run.model.unused_scheduler_keys:
         unused = ", ".join(run.model.unused_scheduler_keys)
         console.say(f"{run.model.name}'s scheduler config has keys that DDIM has no use for: {unused}")
-    with console.progress(quiet) as progress:
+    with console.progress(quiet, ranks) as progress:
+        from ddim_cli.sampling.closing import check_npz
         from ddim_cli.sampling.run import execute, make_job, pending
 
+        if npz is not None:
+            check_npz(npz)
+        if ranks is not None:
+            ranks.pick_gpu()
         job = make_job(run, part)
         if dry_run:
             todo = pending(job, overwrite)
         else:
-            summary = execute(job, progress, overwrite)
+            summary = (
+                execute(job, progress, overwrite, npz)
+                if ranks is None
+                else execute_ranks(job, ranks, progress, overwrite, npz)
+            )
+    if not speaks:
+        return
     if dry_run:
         show_plan(job, todo, json)
-        return
-    if json:
+    elif json:
         console.print_json(summary.as_json())
     elif not quiet:
         console.show_summary(summary)
+
+
+def choose_part(shard: str | None, ranks: Ranks | None) -> Shard:
+    """The part of the plan that this process makes. Raises UsageError."""
+    from ddim_cli.errors import UsageError
+    from ddim_cli.sampling.plan import Shard
+
+    if ranks is None:
+        return Shard.parse(shard) if shard is not None else Shard()
+    if shard is not None:
+        raise UsageError(
+            f"--shard {shard}: under torchrun each rank is a shard already ({ranks.rank}/{ranks.size} here); leave "
+            "--shard out, or start without torchrun"
+        )
+    return ranks.shard
+
+
+def execute_ranks(
+    job: Job, ranks: Ranks, progress: console.RunProgress | None, overwrite: bool, npz: Path | None
+) -> Summary:
+    """As `execute`, of one rank of several. Rank 0 stays to show the others' progress, and sums up for all of them."""
+    from dataclasses import replace
+
+    from ddim_cli.sampling.run import Reporter, conclude, execute
+    from ddim_cli.sampling.torchrun import wait_for_others
+
+    if ranks.rank:
+        return execute(job, progress, overwrite)
+    plan, began = frozenset(job.run.config.seeds()), time.perf_counter()
+    before = 0 if overwrite else len(plan.intersection(job.folder.numbered("json")))
+    summary = execute(job, progress, overwrite)
+    if progress is not None:
+        progress.waiting_for_others(job)
+
+    def count() -> int:
+        if progress is not None:
+            progress.step(0)
+        return len(plan.intersection(job.folder.numbered("json")))
+
+    wait_for_others(count, len(plan), summary.seconds / max(1, -(-summary.made // job.batch_size)))
+    if progress is not None:
+        progress.stopped()
+    summary = conclude(job, 0, summary.seconds, progress or Reporter(), npz)
+    made = len(plan.intersection(job.folder.numbered("json"))) - before
+    return replace(summary, made=made, present=before, seconds=time.perf_counter() - began)
 
 
 def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -13,6 +14,13 @@ CHUNK = "ddim"
 def to_image(pixels: np.ndarray) -> Image.Image:
     """uint8 [H, W, C] with C = 1, 3 or 4 -> a PIL image of mode L, RGB or RGBA."""
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def read_pixels(path: Path | str) -> np.ndarray:
+    """A picture's pixels, uint8 [H, W, C]. Raises OSError, SyntaxError or ValueError for one that cannot be read."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def encode_png(image: Image.Image, text: str | None = None) -> bytes:

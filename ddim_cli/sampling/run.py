@@ -19,6 +19,7 @@ from ddim_cli.models.load import load_described
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.sidecar import identity, identity_hash
 from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.sampling.closing import close_folder, collect_npz
 from ddim_cli.sampling.guidance import with_guidance
 from ddim_cli.sampling.loop import Network, Sampler, run_batches
 from ddim_cli.sampling.plan import Shard
@@ -56,7 +57,8 @@ class Summary:
     """What a run did.
 
     ``made`` images now, ``present`` ones were there already; ``seconds`` from the first batch to the
-    last file; ``left`` images of the folder's plan that other shards or runs have still to make.
+    last file; ``left`` images of the folder's plan that other shards or runs have still to make;
+    ``npz`` the array that was written, if one was.
     """
 
     made: int
@@ -65,6 +67,7 @@ class Summary:
     folder: Path
     grid: Path | None
     left: int
+    npz: Path | None = None
 
     @property
     def images_per_second(self) -> float | None:
@@ -80,6 +83,7 @@ class Summary:
             "images_per_second": round(rate, 3) if rate else None,
             "folder": str(self.folder),
             "grid": str(self.grid) if self.grid else None,
+            "npz": str(self.npz) if self.npz else None,
             "finished": self.left == 0,
             "left": self.left,
         }
@@ -102,6 +106,12 @@ class Reporter:
 
     def stopped(self) -> None:
         """No more of the above follows."""
+
+    def interrupted(self) -> None:
+        """Ctrl-C: what was denoised is being written."""
+
+    def closing(self, what: str) -> None:
+        """All is made; something that takes a while follows."""
 
 
 def make_sampler(
@@ -144,7 +154,7 @@ def make_job(run: Run, shard: Shard = Shard()) -> Job:
         path = Path(config.output.dir).expanduser() if config.output.dir else Path("outputs") / name
     except RuntimeError as error:
         raise UsageError(f"output folder {config.output.dir}: {error}") from None
-    folder = OutputFolder(path, config.output.subdirs)
+    folder = OutputFolder(path, config.output.subdirs, config.output.fsync)
     folder.check_usable()
     return Job(run, seeds, shard, device, dtype, batch_size, record, folder)
 
@@ -169,14 +179,21 @@ def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Repo
     sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
     writer = PictureWriter(job.folder, job.record)
     made = 0
+
+    def on_step(done: int) -> None:
+        # A full disk ends the run now, and not after a batch that cannot be written.
+        writer.check()
+        reporter.step(done)
+
     try:
-        for pictures in run_batches(sampler, todo, job.batch_size, reporter.step):
+        for pictures in run_batches(sampler, todo, job.batch_size, on_step):
             for picture in pictures:
                 writer.write(picture.seed, picture.pixels, picture.seconds)
             made += len(pictures)
             reporter.batch(len(pictures))
     except KeyboardInterrupt:
         reporter.stopped()
+        reporter.interrupted()
         raise InterruptedRunError(
             f"interrupted: {made} of {len(todo)} images were made and are in {job.folder.path}; "
             "the same command goes on from there"
@@ -205,8 +222,8 @@ def pending(job: Job, overwrite: bool = False) -> list[int]:
     return job.folder.missing(job.seeds, job.identity)
 
 
-def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False) -> Summary:
-    """Make what is missing of a job.
+def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False, npz: Path | None = None) -> Summary:
+    """Make what is missing of a job; into ``npz``, once the whole plan is there, all its pictures as one array.
 
     Raises:
         UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
@@ -233,13 +250,15 @@ def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False)
         finally:
             reporter.stopped()
     seconds = time.perf_counter() - started
+    return conclude(job, made, seconds, reporter, npz)
 
-    grid_wanted = job.run.config.output.grid
-    left = len(folder.missing(folder.planned(), settings))
-    finished = left == 0
-    if finished and (
-        made or "totals" not in (folder.read_manifest() or {}) or (grid_wanted and not folder.grid.exists())
-    ):
-        folder.finish(made, seconds, grid_wanted)
-    grid = folder.grid if grid_wanted and folder.grid.exists() else None
-    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, left)
+
+def conclude(job: Job, made: int, seconds: float, reporter: Reporter, npz: Path | None) -> Summary:
+    """What is to be done once the job's own images are there, and the summary."""
+    folder, left = job.folder, close_folder(job, made, seconds)
+    collected = False
+    if npz is not None:
+        reporter.closing(f"writing {npz}")
+        collected = collect_npz(job, left, npz)
+    grid = folder.grid if job.run.config.output.grid and folder.grid.exists() else None
+    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, len(left), npz if collected else None)

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: the first ends a command in good order, a second Ctrl-C ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from ddim_cli.errors import InterruptedRunError
+
+
+@contextlib.contextmanager
+def interruptible(at_once: Callable[[], None]) -> Iterator[None]:
+    """Within the block, the first SIGINT or SIGTERM raises KeyboardInterrupt; a SIGINT after it ends the process.
+
+    A SIGTERM after the first is ignored: schedulers and torchrun send several. ``at_once`` is called before
+    the end. Signals that the process was started to ignore stay ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopping = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            at_once()
+            # Files are renamed into place whole, so there is nothing to tidy up.
+            os._exit(InterruptedRunError.exit_code)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number, found in before.items() if found is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])

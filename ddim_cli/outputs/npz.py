@@ -1,0 +1,70 @@
+"""Many pictures as one array, as guided-diffusion lays it out: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` the classes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from ddim_cli.errors import RunError
+from ddim_cli.outputs.atomic import atomic_file
+from ddim_cli.outputs.picture import read_pixels
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
+    # Always the same time, so that the same pictures give the same bytes.
+    return archive.open(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
+
+
+def _write_header(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    npy.write_array_header_1_0(stream, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+
+
+def write_npz(
+    path: Path, pictures: Iterable[Path], count: int, labels: Sequence[int] | None = None, fsync: bool = False
+) -> None:
+    """Write ``count`` PNG files as one uncompressed .npz, one picture in memory at a time; whole or not at all.
+
+    Args:
+        path: the file to write.
+        pictures: the PNGs, in the order of the array; all of one size and mode.
+        count: how many there are.
+        labels: int64 [count], the classes, where there are any.
+        fsync: as of `atomic_file`.
+
+    Raises:
+        OSError: if ``path`` cannot be written.
+        RunError: for a picture that cannot be read, or has another size than the first.
+    """
+    with atomic_file(path, fsync) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        with _member(archive, "arr_0") as member:
+            shape = None
+            for picture in pictures:
+                pixels = _read(picture)
+                if shape is None:
+                    shape = pixels.shape
+                    _write_header(member, (count, *shape), pixels.dtype)
+                elif pixels.shape != shape:
+                    raise RunError(
+                        f"{picture}: is {_size(pixels.shape)}, and the pictures before it are {_size(shape)}"
+                    )
+                member.write(pixels.tobytes())
+        if labels is not None:
+            with _member(archive, "arr_1") as member:
+                _write_header(member, (count,), np.dtype(np.int64))
+                member.write(np.asarray(labels, np.int64).tobytes())
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_pixels(path)
+    except (OSError, SyntaxError, ValueError):
+        raise RunError(f"{path}: cannot be read as a picture; delete it, and the same command makes it again") from None
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

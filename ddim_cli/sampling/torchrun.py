@@ -1,0 +1,80 @@
+"""Under torchrun each rank is a shard. No process group: images need no communication, the folder tells the rest."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ddim_cli.errors import UsageError
+from ddim_cli.sampling.plan import Shard
+
+# Rank 0 waits for the others for as long as new images appear; this long without one, and it leaves.
+SECONDS_WITHOUT_NEWS = 60.0
+BATCHES_WITHOUT_NEWS = 10
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What torchrun tells a process: its rank of ``size``, and its place ``local`` on its machine."""
+
+    rank: int
+    size: int
+    local: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Ranks | None:
+        """None unless torchrun started this process: a stray RANK or WORLD_SIZE of something else means nothing.
+
+        Raises UsageError for variables that torchrun would not have set so.
+        """
+        if not environment.get("TORCHELASTIC_RUN_ID"):
+            return None
+        try:
+            rank, size, local = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        except (KeyError, ValueError):
+            raise UsageError(
+                "TORCHELASTIC_RUN_ID is set, but RANK, WORLD_SIZE and LOCAL_RANK are not all numbers; start this with "
+                "torchrun, or unset it"
+            ) from None
+        if not (0 <= rank < size and local >= 0):
+            raise UsageError(f"RANK={rank}, WORLD_SIZE={size} and LOCAL_RANK={local} do not fit together")
+        return cls(rank, size, local)
+
+    @property
+    def shard(self) -> Shard:
+        return Shard(self.rank, self.size)
+
+    def pick_gpu(self) -> None:
+        """Make ``auto`` and ``cuda`` mean this rank's own GPU. Raises UsageError if there are fewer GPUs than ranks."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return
+        count = torch.cuda.device_count()
+        if self.local >= count:
+            raise UsageError(
+                f"rank {self.rank} is to use GPU {self.local}, but this machine shows {count}; give torchrun "
+                f"--nproc-per-node={count}, or say --device"
+            )
+        torch.cuda.set_device(self.local)
+
+
+def wait_for_others(
+    count: Callable[[], int], wanted: int, seconds_a_batch: float, pause: Callable[[float], None] = time.sleep
+) -> bool:
+    """Wait until ``count()``, the images there are, reaches ``wanted``; False when no more appear.
+
+    ``seconds_a_batch`` is what one of ours took: slower ranks get several times as long.
+    """
+    patience = max(SECONDS_WITHOUT_NEWS, BATCHES_WITHOUT_NEWS * seconds_a_batch)
+    most, since = count(), time.monotonic()
+    while most < wanted:
+        if time.monotonic() - since > patience:
+            return False
+        pause(1.0)
+        found = count()
+        if found > most:
+            most, since = found, time.monotonic()
+    return True
