@@ -36,6 +36,12 @@ class ModelError(UsageError):
     """A model that does not exist, cannot be read, or is not one this tool can sample from."""
 
 
+class DifferenceError(DdimError):
+    """verify, compare or replay --check found a difference; the list of them is printed by the command."""
+
+    exit_code = 3
+
+
 class InterruptedRunError(DdimError):
     """Ctrl-C: what was finished is on disk, and the same command goes on."""
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
 
 # Help and errors are wrapped to the terminal's width: give the tests a wide one, without colours.
 os.environ.update(COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1")
@@ -54,3 +59,69 @@ def ddim(monkeypatch, tmp_path):
         return result
 
     return run
+
+
+@dataclass
+class Forked:
+    """A ``ddim`` process of its own, which need not import torch again."""
+
+    server: ForkServer
+    pid: int
+    streams: Path
+
+    def wait(self) -> int:
+        """The exit code; of one that a signal ended, minus its number."""
+        return self.server.ask({"wait": self.pid})
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def stdout(self) -> str:
+        return self.streams.with_suffix(".out").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.streams.with_suffix(".err").read_text()
+
+
+class ForkServer:
+    def __init__(self, folder: Path):
+        self._folder, self._count = folder, 0
+        self._process = subprocess.Popen(
+            [sys.executable, str(TESTS / "fork_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            # Threads do not survive a fork.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, question: dict) -> int:
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def start(self, *args, cwd: Path, **environment: str) -> Forked:
+        self._count += 1
+        streams = self._folder / str(self._count)
+        question = {"args": [str(a) for a in args], "cwd": str(cwd), "streams": str(streams), "env": environment}
+        return Forked(self, self.ask(question), streams)
+
+    def stop(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    server = ForkServer(tmp_path_factory.mktemp("forked"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def start(fork_server, tmp_path):
+    """Start ``ddim ARGS...`` in a process of its own, in ``tmp_path``; keywords are environment variables."""
+    return lambda *args, **environment: fork_server.start(*args, cwd=tmp_path, **environment)

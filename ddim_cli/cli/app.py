@@ -11,13 +11,16 @@ import typer
 from typer.core import TyperGroup
 
 from ddim_cli import __version__
+from ddim_cli.cli.compare import compare
 from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
 from ddim_cli.cli.inspect import inspect
+from ddim_cli.cli.replay import replay
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
+from ddim_cli.cli.verify import verify
 
 HELP = """\
 Examples
@@ -103,6 +106,9 @@ def _root(
 
 
 app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample)
+app.command(short_help="Make pictures again from what they say of themselves.")(replay)
+app.command(short_help="Check an output folder: nothing missing, nothing changed.")(verify)
+app.command(short_help="Compare a folder with golden pictures, for CI.")(compare)
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
 app.command(short_help="What a model is: shape, weights, scheduler, cost.")(inspect)
 app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)

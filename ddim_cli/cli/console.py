@@ -372,6 +372,25 @@ def progress(quiet: bool, ranks: Ranks | None = None) -> Iterator[RunProgress | 
             shown.stopped()
 
 
+@contextlib.contextmanager
+def spinner(what: str) -> Iterator[Callable[[int, int], None]]:
+    """On a terminal, a spinner while something runs, with a count: call what is yielded with (done, total)."""
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    with console.status(what) as status:
+        shown = 0.0
+
+        def update(done: int, total: int) -> None:
+            nonlocal shown
+            if time.monotonic() - shown > 0.2:
+                shown = time.monotonic()
+                status.update(f"{what}: {done:,} of {total:,}")
+
+        yield update
+
+
 def show_table(rows: Mapping[str, Any], title: str, style: str = "green") -> None:
     """Names and values on stdout: a panel on a terminal, else plain lines."""
     console = stdout()

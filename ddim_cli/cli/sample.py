@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,17 +121,19 @@ def choose_part(shard: str | None, ranks: Ranks | None) -> Shard:
 def execute_ranks(
     job: Job, ranks: Ranks, progress: console.RunProgress | None, overwrite: bool, npz: Path | None
 ) -> Summary:
-    """As `execute`, of one rank of several. Rank 0 stays to show the others' progress, and sums up for all of them."""
+    """As `execute`, of one rank of several; what it made is its own share.
+
+    Rank 0 stays to show the others' progress, and so knows what is left of the whole plan, and writes the array.
+    """
     from dataclasses import replace
 
     from ddim_cli.sampling.run import Reporter, conclude, execute
     from ddim_cli.sampling.torchrun import wait_for_others
 
-    if ranks.rank:
-        return execute(job, progress, overwrite)
-    plan, began = frozenset(job.run.config.seeds()), time.perf_counter()
-    before = 0 if overwrite else len(plan.intersection(job.folder.numbered("json")))
     summary = execute(job, progress, overwrite)
+    if ranks.rank:
+        return summary
+    plan = frozenset(job.run.config.seeds())
     if progress is not None:
         progress.waiting_for_others(job)
 
@@ -144,9 +145,9 @@ def execute_ranks(
     wait_for_others(count, len(plan), summary.seconds / max(1, -(-summary.made // job.batch_size)))
     if progress is not None:
         progress.stopped()
-    summary = conclude(job, 0, summary.seconds, progress or Reporter(), npz)
-    made = len(plan.intersection(job.folder.numbered("json"))) - before
-    return replace(summary, made=made, present=before, seconds=time.perf_counter() - began)
+        console.say(f"all ranks: {count():,} of {len(plan):,} images are there")
+    found = conclude(job, 0, summary.seconds, progress or Reporter(), npz)
+    return replace(found, made=summary.made, present=summary.present)
 
 
 def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:

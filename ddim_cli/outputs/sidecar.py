@@ -107,5 +107,11 @@ def complete(described: Mapping[str, Any], file: str, size: int, seconds: float)
     }
 
 
+def of_the_picture(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a sidecar stands inside its PNG too: `complete` undone."""
+    facts = {k: v for k, v in sidecar.items() if k not in ("timing", "created")}
+    return {**facts, "image": {k: v for k, v in sidecar["image"].items() if k not in ("file", "bytes")}}
+
+
 def to_text(described: Mapping[str, Any]) -> str:
     return dump_json(described) + "\n"

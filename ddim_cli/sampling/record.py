@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,11 @@ def model_record(run: Run) -> dict[str, Any]:
     if run.model is None:
         unknown = dict.fromkeys(("revision", "class", "parameters", "sha256", "config_sha256"))
         return {"source": None, "kind": "callable", **unknown}
+    # Where a relative source was, so that replay finds it from any folder.
+    local = run.model.kind in ("directory", "checkpoint", "file")
     return {
         "source": run.model.source,
+        **({"path": os.path.abspath(run.model.where)} if local else {}),
         "kind": run.model.kind,
         "revision": run.model.revision,
         "class": "UNet2DModel",

@@ -1,0 +1,154 @@
+"""Pictures against golden ones, matched by seed: for renders in CI."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ddim_cli.errors import UsageError
+from ddim_cli.evaluation.pixels import largest_difference, psnr_db, size_text
+from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.contact_sheet import contact_sheet
+from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.picture import encode_png, read_pixels, to_image
+from ddim_cli.outputs.sidecar import first_difference, identity
+
+
+class Limits(NamedTuple):
+    """What is still equal enough: the largest difference of a value, 0..255, and the PSNR in dB."""
+
+    max_diff: int
+    min_psnr: float
+
+
+class Match(NamedTuple):
+    """One seed that both folders have. ``problem`` says why it fails; None if it passes.
+
+    Where the pictures cannot be compared, ``max_diff`` and ``psnr`` are None.
+    """
+
+    seed: int
+    max_diff: int | None
+    psnr: float | None
+    problem: str | None
+
+
+class Comparison(NamedTuple):
+    """What was found; ``missing`` and ``extra`` are seeds of GOLDEN and DIR alone, ``note`` a setting that differs."""
+
+    matches: tuple[Match, ...]
+    missing: tuple[int, ...]
+    extra: tuple[int, ...]
+    note: str | None
+
+    @property
+    def failed(self) -> tuple[Match, ...]:
+        return tuple(m for m in self.matches if m.problem is not None)
+
+    @property
+    def ok(self) -> bool:
+        return not (self.failed or self.missing or self.extra)
+
+
+def compare(
+    golden: Path,
+    folder: Path,
+    limits: Limits,
+    difference_folder: Path | None = None,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Compare the numbered pictures of two folders; sidecars are not needed.
+
+    Args:
+        golden: the folder that is right.
+        folder: the one that is judged.
+        limits: what is still equal enough.
+        difference_folder: where a picture is written for every pair that differs at all: golden, judged, and
+            their difference, made as bright as it can be.
+        on_image: called with the number of pairs looked at and their total.
+
+    Raises:
+        UsageError: for folders that are not there, or no picture in ``golden``.
+        OSError: if a difference picture cannot be written.
+    """
+    expected, found = _pictures(golden), _pictures(folder)
+    if not expected:
+        raise UsageError(f"{golden}: holds no numbered pictures such as 000000.png")
+    both = [seed for seed in expected if seed in found]
+    if difference_folder is not None:
+        difference_folder.mkdir(parents=True, exist_ok=True)
+    matches = []
+    for done, seed in enumerate(both, start=1):
+        matches.append(_match(seed, expected[seed], found[seed], limits, difference_folder))
+        on_image(done, len(both))
+    return Comparison(
+        tuple(matches),
+        tuple(seed for seed in expected if seed not in found),
+        tuple(seed for seed in found if seed not in expected),
+        _other_setting(expected, found, both),
+    )
+
+
+def _pictures(folder: Path) -> dict[int, str]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+    return {seed: paths[0] for seed, paths in OutputFolder(folder).numbered("png").items()}
+
+
+def _match(seed: int, golden: str, other: str, limits: Limits, difference_folder: Path | None) -> Match:
+    try:
+        a, b = _read(golden), _read(other)
+    except UsageError as error:
+        return Match(seed, None, None, str(error))
+    if a.shape != b.shape:
+        return Match(seed, None, None, f"is {size_text(b.shape)}, the golden one {size_text(a.shape)}")
+    largest, psnr = largest_difference(a, b), psnr_db(a, b)
+    if largest and difference_folder is not None:
+        write_atomically(difference_folder / f"{seed:06d}.png", encode_png(difference_picture(a, b)))
+    problems = []
+    if largest > limits.max_diff:
+        problems.append(f"differs by {largest}")
+    if psnr < limits.min_psnr:
+        problems.append(f"PSNR {psnr:.1f} dB")
+    return Match(seed, largest, psnr, ", ".join(problems) or None)
+
+
+def _read(path: str) -> np.ndarray:
+    try:
+        return read_pixels(path)
+    except Exception:
+        # Pillow meets damage with errors of many kinds.
+        raise UsageError(f"{path} cannot be read as a picture") from None
+
+
+def difference_picture(golden: np.ndarray, other: np.ndarray) -> Image.Image:
+    """Side by side: golden, other, and their absolute difference with its largest value made white."""
+    difference = np.abs(golden.astype(np.int16) - other.astype(np.int16))
+    bright = (difference * (255 / max(1, int(difference.max())))).astype(np.uint8)
+    # The difference of two opaque pictures would be transparent.
+    panels = [to_image(p[:, :, :3] if p.shape[2] == 4 else p) for p in (golden, other, bright)]
+    return contact_sheet(panels, columns=3)
+
+
+def _other_setting(expected: dict[int, str], found: dict[int, str], both: list[int]) -> str | None:
+    """The first setting in which the first pair's sidecars differ, if both are there: it may explain all else."""
+    if not both:
+        return None
+    one, other = (read_json(f"{files[both[0]].removesuffix('.png')}.json") for files in (expected, found))
+    if one is None or other is None:
+        return None
+    difference = first_difference(identity(one), identity(other))
+    if difference is None:
+        return None
+    key, before, now = difference
+    return f"{key} is {now!r}, in the golden pictures {before!r}"
+
+
+def finite(value: float | None) -> float | None:
+    """For JSON, which has no infinity: the PSNR of equal pictures is null."""
+    return None if value is None or math.isinf(value) else round(value, 3)

@@ -1,0 +1,152 @@
+"""Is an output folder what its own records say: nothing missing, nothing extra, nothing changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from ddim_cli.config.seeds import parse_seeds
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
+from ddim_cli.outputs.picture import CHUNK
+from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, of_the_picture
+
+
+class Problem(NamedTuple):
+    """What is wrong with a file, named as it lies in the folder; ``seed`` is None for files of the whole run."""
+
+    file: str
+    seed: int | None
+    text: str
+
+
+class Verified(NamedTuple):
+    """What was found in a folder: the ``images`` its run.json names, and all that is wrong."""
+
+    images: int
+    problems: tuple[Problem, ...]
+
+
+def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total: None) -> Verified:
+    """Look at every pair of the folder ``path``.
+
+    ``on_image`` is called with the number of images looked at and their total.
+
+    Raises:
+        UsageError: for a path that is no output folder.
+    """
+    folder = OutputFolder(path)
+    if not path.is_dir():
+        raise UsageError(f"{path}: there is no such folder" if not path.exists() else f"{path}: is not a folder")
+    sidecars, pictures = folder.numbered("json"), folder.numbered("png")
+    if not folder.manifest.exists() and not sidecars and not pictures:
+        raise UsageError(f"{path}: holds neither run.json nor numbered pictures; it is no output folder of ddim")
+    problems = []
+    seeds, settings = _plan(folder, problems)
+    planned = frozenset(seeds)
+    for done, seed in enumerate(seeds, start=1):
+        text = check_pair(seed, sidecars.get(seed, []), pictures.get(seed, []), settings)
+        if text is not None:
+            problems.append(Problem(folder.picture(seed).relative_to(path).as_posix(), seed, text))
+        on_image(done, len(seeds))
+    if settings is not None:
+        problems += _extra(folder, planned, sidecars, pictures)
+    if folder.grid.exists() and _decoded(str(folder.grid)) is None:
+        problems.append(Problem("grid.png", None, "does not decode"))
+    return Verified(len(seeds), tuple(problems))
+
+
+def _plan(folder: OutputFolder, problems: list[Problem]) -> tuple[tuple[int, ...], dict[str, Any] | None]:
+    """The seeds that belong here and the settings of all of them; without a run.json, what is there and None."""
+    manifest = folder.read_manifest()
+    try:
+        if manifest is None or manifest.get("schema") != RUN_SCHEMA:
+            raise ValueError("is missing, or is not one of ddim")
+        return tuple(sorted(parse_seeds(manifest["seeds"]))), identity(manifest)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "names no seeds"
+        problems.append(Problem("run.json", None, f"{reason}; nobody can tell which images belong here"))
+        return tuple(sorted({*folder.numbered("json"), *folder.numbered("png")})), None
+
+
+def _extra(folder: OutputFolder, planned: frozenset[int], *kinds: Mapping[int, list[str]]) -> Iterator[Problem]:
+    for files in kinds:
+        for seed, paths in files.items():
+            if seed not in planned:
+                for file in paths:
+                    name = Path(file).relative_to(folder.path).as_posix()
+                    yield Problem(name, seed, "is extra: run.json does not name its seed")
+
+
+def check_pair(seed: int, sidecars: list[str], pictures: list[str], settings: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with the pair of ``seed``, whose files are these; None for nothing."""
+    if not sidecars and not pictures:
+        return "is missing"
+    if not sidecars:
+        return "has no sidecar"
+    if len(sidecars) > 1 or len(pictures) > 1:
+        return "is there twice, in the folder and in a folder of 1,000 seeds"
+    picture = f"{sidecars[0].removesuffix('.json')}.png"
+    if pictures != [picture]:
+        return "is missing, its sidecar is there"
+    sidecar = read_json(sidecars[0])
+    if sidecar is None or sidecar.get("schema") != SCHEMA:
+        return "has a sidecar that is not one of ddim, or does not parse"
+    try:
+        return _check_sidecar(seed, sidecar, settings) or _check_picture(picture, sidecar)
+    except (KeyError, TypeError, AttributeError):
+        return "has a sidecar in which something is missing"
+
+
+def _check_sidecar(seed: int, sidecar: Mapping[str, Any], settings: Mapping[str, Any] | None) -> str | None:
+    if sidecar["seed"] != seed:
+        return f"has a sidecar that says seed {sidecar['seed']}"
+    difference = first_difference(identity(sidecar), settings) if settings is not None else None
+    if difference is not None:
+        key, found, expected = difference
+        return f"was made with {key} = {_short(found)}, the run with {_short(expected)}"
+    return None
+
+
+def _check_picture(path: str, sidecar: Mapping[str, Any]) -> str | None:
+    facts = sidecar["image"]
+    decoded = _decoded(path)
+    if decoded is None:
+        return "does not decode"
+    mode, size, pixels, text, length = decoded
+    if (mode, *size) != (facts["mode"], facts["width"], facts["height"]):
+        return f"is {size[0]} x {size[1]} {mode}, its sidecar says {facts['width']} x {facts['height']} {facts['mode']}"
+    if hashlib.sha256(pixels).hexdigest() != facts["pixels_sha256"]:
+        return "has other pixels than its sidecar says"
+    try:
+        inside = json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        inside = None
+    if inside is None:
+        return f"has no text {CHUNK!r} inside that parses"
+    if inside != of_the_picture(sidecar):
+        return "says something else inside than its sidecar"
+    if length != facts["bytes"]:
+        return f"has {length:,} bytes, its sidecar says {facts['bytes']:,}"
+    return None
+
+
+def _decoded(path: str) -> tuple[str, tuple[int, int], bytes, str | None, int] | None:
+    """(mode, (width, height), raw pixels, the text inside, bytes of the file) of a PNG; None if it does not decode."""
+    try:
+        with open(path, "rb") as stream, Image.open(stream, formats=("PNG",)) as image:
+            image.load()
+            return image.mode, image.size, image.tobytes(), image.text.get(CHUNK), stream.seek(0, 2)
+    except Exception:
+        # Pillow meets damage with errors of many kinds.
+        return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
