@@ -103,10 +103,16 @@ class ForkServer:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, *args, cwd: Path, **environment: str) -> Forked:
+    def start(self, *args, cwd: Path, before: str = "", **environment: str) -> Forked:
         self._count += 1
         streams = self._folder / str(self._count)
-        question = {"args": [str(a) for a in args], "cwd": str(cwd), "streams": str(streams), "env": environment}
+        question = {
+            "args": [str(a) for a in args],
+            "cwd": str(cwd),
+            "streams": str(streams),
+            "env": environment,
+            "before": before,
+        }
         return Forked(self, self.ask(question), streams)
 
     def stop(self) -> None:
@@ -123,5 +129,8 @@ def fork_server(tmp_path_factory):
 
 @pytest.fixture
 def start(fork_server, tmp_path):
-    """Start ``ddim ARGS...`` in a process of its own, in ``tmp_path``; keywords are environment variables."""
+    """Start ``ddim ARGS...`` in a process of its own, in ``tmp_path``.
+
+    ``before`` is Python that runs there first; other keywords are environment variables.
+    """
     return lambda *args, **environment: fork_server.start(*args, cwd=tmp_path, **environment)

@@ -19,6 +19,7 @@ def become_ddim(question: dict) -> None:
             os.dup2(os.open(f"{question['streams']}.{ending}", flags), number)
         os.chdir(question["cwd"])
         os.environ.update(question["env"])
+        exec(question["before"], {})
         sys.argv = ["ddim", *question["args"]]
         main()
     except SystemExit as end:
