@@ -1,6 +1,10 @@
 """The README says what is there."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,8 +50,19 @@ def test_every_file_and_flag_that_is_named_exists():
         "--from",
         "--list",
         "--plot",
+        "--npz",
+        "--log-file",
+        "--check",
+        "--max-diff",
+        "--min-psnr",
+        "--diff-dir",
     }
-    for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {"--array", "--gpus"}:
+    for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
+        "--array",
+        "--gpus",
+        "--nproc-per-node",
+        "--max-restarts",
+    }:
         assert name in options, name
 
 
@@ -59,3 +74,97 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
     assert len(found["pictures"]) == 4
     assert found["pictures"][0].image.size == (16, 16)
+
+
+def example(first_line: str) -> str:
+    """The shell example that begins with this line, with two parts in place of eight, and six images."""
+    [code] = [c for c in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if c.startswith(first_line)]
+    smaller = {"0-49999": "0-5", "::: 0 1 2 3 4 5 6 7": "::: 0 1", "/8": "/2", "-j 8": "-j 2", "node=8": "node=2"}
+    for old, new in smaller.items():
+        code = code.replace(old, new)
+    return code.replace("/data/fid", "fid").replace("OMP_NUM_THREADS=4", "OMP_NUM_THREADS=1")
+
+
+# GNU parallel's `-j N COMMAND ::: VALUES`, for where it is not installed: xargs runs the same command lines.
+PARALLEL = """#!/bin/bash
+jobs=$2; shift 2; command=()
+while [ "$1" != ::: ]; do command+=("$1"); shift; done; shift
+printf '%s\\n' "$@" | xargs -P "$jobs" -I{} "${command[@]}"
+"""
+
+
+@pytest.fixture
+def shell(tmp_path, tiny_model):
+    """Run a script of bash in a folder where run.toml is."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    scripts = {
+        "ddim": f'#!/bin/bash\nexec "{sys.executable}" -m ddim_cli "$@"\n',
+        "torchrun": f'#!/bin/bash\nexec "{sys.executable}" -m torch.distributed.run "$@"\n',
+    }
+    if shutil.which("parallel") is None:
+        scripts["parallel"] = PARALLEL
+    for name, text in scripts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "run.toml").write_text(f'[model]\nsource = "{tiny_model}"\n[sampling]\nsteps = 4\nbatch_size = 2\n')
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+
+    def run(code: str, **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["bash", "-euc", code],
+            cwd=tmp_path,
+            env={**environment, "OMP_NUM_THREADS": "1", **variables},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def check_fid(folder: Path) -> None:
+    from ddim_cli.evaluation.verify import verify
+
+    assert verify(folder) == (6, ())
+    assert sorted(p.name for p in folder.iterdir()) == ["000000", "grid.png", "run.json"]
+
+
+def test_the_slurm_example_runs(shell, tmp_path):
+    code = example("#!/bin/bash\n#SBATCH")
+    tasks = [shell(code, SLURM_ARRAY_TASK_ID=str(i), SLURM_ARRAY_TASK_COUNT="1") for i in range(2)]
+    for task in tasks:
+        _, stderr = task.communicate(timeout=120)
+        assert task.returncode == 0, stderr
+    check_fid(tmp_path / "fid")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first_line", ["export OMP_NUM_THREADS", "torchrun"])
+def test_the_other_ways_to_spread_a_job_run(shell, tmp_path, first_line):
+    task = shell(example(first_line))
+    _, stderr = task.communicate(timeout=120)
+    assert task.returncode == 0, stderr
+    check_fid(tmp_path / "fid")
+    assert (tmp_path / "fid.npz").exists() == (first_line == "torchrun")
+
+
+def test_the_ci_job_compares_with_golden_pictures(ddim, tmp_path, monkeypatch):
+    """Its own commands, on the bundled model."""
+    steps = re.findall(r"- run: (ddim .*)", README.split("## In CI")[1])
+    monkeypatch.chdir(ROOT)
+    replaced = {"configs/*.toml": "configs/smoke.toml", "-o smoke": f"-o {tmp_path}/smoke"}
+    for old, new in {**replaced, "verify smoke": f"verify {tmp_path}/smoke"}.items():
+        steps = [step.replace(old, new) for step in steps]
+    steps = [
+        re.sub(
+            r"compare tests/golden smoke --diff-dir differences", f"compare {tmp_path}/golden {tmp_path}/smoke", step
+        )
+        for step in steps
+    ]
+    assert [step.split()[1] for step in steps] == ["config", "sample", "verify", "compare"]
+    for step in steps[:3]:
+        assert ddim(*step.split()[1:]).exit_code == 0, step
+    shutil.copytree(tmp_path / "smoke", tmp_path / "golden")
+    assert ddim(*steps[3].split()[1:]).exit_code == 0
+    (tmp_path / "smoke" / "000003.png").unlink()
+    assert ddim(*steps[3].split()[1:]).exit_code == 3

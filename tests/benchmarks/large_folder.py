@@ -8,6 +8,7 @@ those of a run of 50 steps with the bundled model.
 
 from __future__ import annotations
 
+import resource
 import sys
 import tempfile
 import time
@@ -16,9 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from ddim_cli.config.layers import Layer
+from ddim_cli.evaluation.compare import Limits, compare
+from ddim_cli.evaluation.verify import verify
 from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.sampling.closing import collect_npz
 from ddim_cli.sampling.resolve import resolve
-from ddim_cli.sampling.run import Job, make_job, pending
+from ddim_cli.sampling.run import Job, execute, make_job, pending
 
 
 def job_of(images: int, folder: Path) -> Job:
@@ -56,6 +60,11 @@ def measure(images: int, path: Path) -> None:
     if not job.folder.manifest.exists():
         timed(f"write {images:,} pairs", fill, job)
     assert timed("decide what is left", pending, job) == []
+    timed("sample again: nothing to do", execute, job)
+    assert timed("verify", verify, path).problems == ()
+    assert timed("compare with itself", compare, path, path, Limits(0, 40.0)).ok
+    timed("write one .npz", collect_npz, job, [], path / "all.npz")
+    print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 def main() -> None:
