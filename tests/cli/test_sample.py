@@ -1,6 +1,5 @@
 import json
 import signal
-import subprocess
 import sys
 import time
 
@@ -259,43 +258,26 @@ def test_a_network_that_explodes_names_seed_and_step(ddim, tiny_model, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tiny_model, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "ddim_cli",
-        "sample",
-        "-m",
-        tiny_model,
-        "-n",
-        "120",
-        "--steps",
-        "20",
-        "-b",
-        "4",
-        "-o",
-        tmp_path / "out",
-    ]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(start, tiny_model, tmp_path):
+    command = ("sample", "-m", tiny_model, "-n", 120, "--steps", 20, "-b", 4, "-o", "out")
+    process, out = start(*command), tmp_path / "out"
     deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "000007.json").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
+    while not (out / "000007.json").exists():
+        assert time.monotonic() < deadline, process.stderr
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "interrupted: " in stderr
-    assert "Traceback" not in stderr
-    sidecars = sorted((tmp_path / "out").glob("0*.json"))
+    process.kill(signal.SIGINT)
+    assert process.wait() == 130, process.stderr
+    assert "interrupted: " in process.stderr
+    assert "of 120 images were made" in process.stderr
+    assert "Traceback" not in process.stderr
+    sidecars = sorted(out.glob("0*.json"))
     assert 8 <= len(sidecars) < 120
-    assert len(list((tmp_path / "out").glob("0*.png"))) == len(sidecars)
-    assert not list((tmp_path / "out").glob(".*"))
-    assert "of 120 images were made" in stderr
-    # The same command over fewer seeds finds what is there, makes the rest, and is not bound by where it stopped.
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("0*.png")}
-    again = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    assert len(list(out.glob("0*.png"))) == len(sidecars)
+    assert not list(out.glob(".*"))
+    # The same command finds what is there, and makes the rest.
+    before = {path.name: path.read_bytes() for path in out.glob("0*.png")}
+    again = start(*command)
+    assert again.wait() == 0, again.stderr
     assert f"{len(sidecars)} images are there already" in again.stderr
-    assert len(list((tmp_path / "out").glob("0*.png"))) == 120
-    assert all((tmp_path / "out" / name).read_bytes() == content for name, content in before.items())
+    assert len(list(out.glob("0*.png"))) == 120
+    assert all((out / name).read_bytes() == content for name, content in before.items())
