@@ -82,7 +82,7 @@ def sample(
 
         if npz is not None:
             check_npz(npz)
-        if ranks is not None:
+        if ranks is not None and run.config.runtime.device in ("auto", "cuda"):
             ranks.pick_gpu()
         job = make_job(run, part)
         if dry_run:

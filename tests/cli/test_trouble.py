@@ -58,6 +58,20 @@ def test_a_write_error_ends_the_run_at_once(ddim, command, tmp_path, monkeypatch
     assert whole(tmp_path / "out") == 60
 
 
+def test_a_long_batch_does_not_delay_the_error(ddim, tiny_model, monkeypatch):
+    """The first batch cannot be written; the second, of 400 steps, is left after a few."""
+    from ddim_cli.cli.console import RunProgress
+
+    def fail(path, data, fsync=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    steps = []
+    monkeypatch.setattr(writer, "write_atomically", fail)
+    monkeypatch.setattr(RunProgress, "step", lambda self, done: steps.append(done))
+    assert ddim("sample", "-m", tiny_model, "--steps", 400, "-n", 2, "-b", 1, "-o", "out").exit_code == 1
+    assert 400 <= len(steps) < 700
+
+
 def test_a_limit_that_the_system_sets(start, tiny_model, tmp_path):
     """RLIMIT_FSIZE: the kernel itself refuses to let a file grow, as a full disk or a quota does."""
     process = start(

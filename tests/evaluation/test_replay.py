@@ -35,6 +35,19 @@ def test_hashes_are_equal_from_sidecars_and_from_pngs(ddim, made):
     assert (picture["equal_hash"], picture["equal_hash_promised"], picture["max_diff"]) == (True, True, 0)
 
 
+def test_as_many_threads_as_then(ddim, made, monkeypatch):
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: asked[-1] if asked else 64)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    edit(made / "000002.json", "runtime", threads=1)
+    result = json.loads(ddim("replay", made / "000002.json", "--check", "--json").stdout)
+    assert result["pictures"][0]["equal_hash_promised"]
+    # And back again.
+    assert asked == [1, 64]
+
+
 def test_from_a_png_alone_and_from_another_folder(ddim, made, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(made / "000004.png", tmp_path / "elsewhere" / "mine.png")

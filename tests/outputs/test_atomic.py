@@ -132,3 +132,27 @@ def test_a_plan_that_grew_meanwhile_is_not_finished(tmp_path):
     assert "totals" not in json.loads(folder.manifest.read_text())
     folder.finish(2, 1.0, grid=False, seeds=[1, 2, 3])
     assert json.loads(folder.manifest.read_text())["totals"]["images"] == 3
+
+
+def test_a_pair_is_of_one_process(tmp_path, monkeypatch):
+    """Two processes make the same seeds in batches of other sizes, and pause between a PNG and its sidecar."""
+    import numpy as np
+
+    from ddim_cli.evaluation.verify import verify
+    from ddim_cli.outputs import writer
+
+    def slow(path, data, fsync=False):
+        write_atomically(path, data, fsync)
+        time.sleep(0.005)
+
+    monkeypatch.setattr(writer, "write_atomically", slow)
+    records = [{**RECORD, "runtime": {"batch_size": size}} for size in (1, 7)]
+    folder = OutputFolder(tmp_path)
+    folder.start(range(20), RECORD, complete=False)
+    writers = [writer.PictureWriter(folder, record) for record in records]
+    for seed in range(20):
+        for i, each in enumerate(writers):
+            each.write(seed, np.full((2, 2, 3), seed + i, np.uint8), 0.1)
+    for each in writers:
+        each.close()
+    assert verify(tmp_path) == (20, ())

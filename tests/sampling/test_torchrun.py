@@ -36,6 +36,18 @@ def test_the_local_rank_picks_the_gpu(monkeypatch):
         Ranks(3, 8, 2).pick_gpu()
 
 
+def test_ranks_on_a_cpu_ask_for_no_gpu(ddim, tiny_model, monkeypatch):
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+
+    def no_gpu(self):
+        raise UsageError("there are too few")
+
+    monkeypatch.setattr(Ranks, "pick_gpu", no_gpu)
+    assert ddim("sample", "-m", tiny_model, "--dry-run", "--device", "cpu").exit_code == 0
+    assert ddim("sample", "-m", tiny_model, "--dry-run").exit_code == 2
+
+
 def test_rank_0_waits_as_long_as_images_appear(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(torchrun.time, "monotonic", lambda: clock[0])
