@@ -104,35 +104,66 @@ def write_atomically(path: Path, data: bytes, fsync: bool = False) -> None:
                 raise
 
 
+class Held:
+    """A path that this process alone may write; see `locked`."""
+
+    def __init__(self, path: Path, hidden: Path, stream: BinaryIO | None):
+        self._path, self._hidden, self._stream = path, hidden, stream
+
+    def write(self, data: bytes, fsync: bool = False) -> None:
+        """As `write_atomically`, once, and last: the locked file becomes the path, which saves making another."""
+        if self._stream is None:
+            write_atomically(self._path, data, fsync)
+            return
+        self._stream.truncate(0)
+        self._stream.write(data)
+        self._stream.flush()
+        if fsync:
+            os.fsync(self._stream.fileno())
+        os.replace(self._hidden, self._path)
+        if fsync:
+            _sync_folder(self._path.parent)
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold what ``path`` names for this process alone, by a hidden file beside it; waits for another holder.
+def locked(path: Path) -> Iterator[Held]:
+    """Hold ``path`` for this process alone, by a hidden file beside it; waits for another holder.
 
     Where the file system has no locks, nothing is held. Raises OSError naming ``path``.
     """
-    if fcntl is None:
-        yield
-        return
-    lock = path.with_name(f".{path.name}.lock")
+    hidden = path.with_name(f".{path.name}.lock")
     try:
-        stream = _open_locked(lock)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    with stream:
+        stream = _open_locked(hidden)
         try:
-            yield
+            yield Held(path, hidden, stream)
         finally:
-            with contextlib.suppress(OSError):
-                lock.unlink()
+            if stream is not None:
+                # Under the lock, so that no other holder's is removed; gone already where it became the path.
+                if _still_named(stream, hidden):
+                    with contextlib.suppress(OSError):
+                        hidden.unlink()
+                with contextlib.suppress(OSError):
+                    stream.close()
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(hidden)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _open_locked(lock: Path) -> BinaryIO:
-    while True:
-        stream = lock.open("ab")
-        # Its last holder removes it: then the name is free, or another's.
-        if _try_lock(stream, wait=True) is None or _still_named(stream, lock):
+def _open_locked(hidden: Path) -> BinaryIO | None:
+    """The hidden file, locked; None where there are no locks."""
+    while fcntl is not None:
+        stream = hidden.open("ab")
+        held = _try_lock(stream, wait=True)
+        # Its last holder removes or renames it: then the name is free, or another's.
+        if held and _still_named(stream, hidden):
             return stream
         stream.close()
+        if held is None:
+            with contextlib.suppress(OSError):
+                hidden.unlink()
+            break
+    return None
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -120,9 +120,10 @@ class OutputFolder:
         Raises:
             UsageError: if the pair was made with settings of another identity than ``settings``.
         """
-        return self._is_pair(str(self.sidecar(seed)), settings)
+        return self.is_pair(str(self.sidecar(seed)), settings)
 
-    def _is_pair(self, path: str, settings: Mapping[str, Any]) -> bool:
+    def is_pair(self, path: str, settings: Mapping[str, Any]) -> bool:
+        """As `is_done`, of the sidecar ``path``."""
         sidecar = read_json(path)
         if sidecar is None:
             return False
@@ -149,9 +150,7 @@ class OutputFolder:
         def done(seed: int) -> bool:
             paths = there.get(seed, [])
             # There in either layout: `picture` knows which of them counts.
-            return (
-                self._is_pair(paths[0], settings) if len(paths) == 1 else bool(paths) and self.is_done(seed, settings)
-            )
+            return self.is_pair(paths[0], settings) if len(paths) == 1 else bool(paths) and self.is_done(seed, settings)
 
         return [seed for seed in seeds if not done(seed)]
 
@@ -252,7 +251,7 @@ class OutputFolder:
             self.picture(seed).unlink(missing_ok=True)
         for path in self.pairs():
             # Another rank may be replacing it with a picture of the new settings.
-            with locked(path.with_suffix(".png")):
+            with locked(path):
                 sidecar = read_json(path) or {}
                 ours = sidecar.get("schema") == SCHEMA
                 if ours and first_difference(identity(sidecar), settings) is not None:

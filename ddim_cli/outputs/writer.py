@@ -54,14 +54,15 @@ class PictureWriter:
             path.parent.mkdir(exist_ok=True)
         described = describe_picture(self._record, seed, pixels)
         png = encode_png(to_image(pixels), to_text(described))
+        sidecar_path = path.with_suffix(".json")
         # Another process may be making the same picture, in batches of another size: a pair is of one of them.
-        with locked(path):
-            if self._folder.is_done(seed, self._settings):
+        with locked(sidecar_path) as held:
+            if self._folder.is_pair(str(sidecar_path), self._settings):
                 return
             write_atomically(path, png, fsync)
             # The sidecar last: its presence means that the pair is complete.
             sidecar = complete(described, path.name, len(png), seconds)
-            write_atomically(path.with_suffix(".json"), to_text(sidecar).encode(), fsync)
+            held.write(to_text(sidecar).encode(), fsync)
 
     def _done(self, future: Future) -> None:
         self._free.release()

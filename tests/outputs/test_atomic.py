@@ -81,6 +81,25 @@ def test_a_lock_is_held_by_one_at_a_time(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_locked_file_becomes_what_it_guards(tmp_path, monkeypatch):
+    path, hidden = tmp_path / "000001.json", tmp_path / ".000001.json.lock"
+    # Left over from a process that was killed while it wrote.
+    hidden.write_bytes(b"a long text, half written")
+    with locked(path) as held:
+        held.write(b"short", fsync=True)
+        assert not hidden.exists()
+        # Whoever comes now holds another file.
+        hidden.write_bytes(b"another's")
+    assert path.read_bytes() == b"short"
+    assert hidden.read_bytes() == b"another's"
+    hidden.unlink()
+    monkeypatch.setattr(atomic.fcntl, "flock", lambda *args: (_ for _ in ()).throw(OSError(95, "not supported")))
+    with locked(path) as held:
+        held.write(b"without locks")
+    assert path.read_bytes() == b"without locks"
+    assert [p.name for p in tmp_path.iterdir()] == ["000001.json"]
+
+
 def test_a_block_that_fails_leaves_nothing(tmp_path):
     with contextlib.suppress(KeyboardInterrupt), atomic_file(tmp_path / "a") as stream:
         stream.write(b"half")
