@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from ddim_cli import __version__
+from ddim_cli.cli.compile import compile_network
 from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import report
 from ddim_cli.cli.convert import convert
@@ -68,6 +69,7 @@ app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
 app.command(short_help="What a model is: shape, weights, scheduler, cost.")(inspect)
 app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)
+app.command("compile", short_help="Build and keep the compiled network that sample will use.")(compile_network)
 app.add_typer(config_app, name="config")
 app.command(short_help="Versions, devices, and what a bug report needs.")(env)
 

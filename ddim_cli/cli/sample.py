@@ -59,7 +59,7 @@ def sample(
     if verbose and run.model.unused_scheduler_keys:
         unused = ", ".join(run.model.unused_scheduler_keys)
         console.say(f"{run.model.name}'s scheduler config has keys that DDIM has no use for: {unused}")
-    with console.progress(quiet) as progress:
+    with console.progress(quiet, verbose) as progress:
         from ddim_cli.sampling.run import execute, make_job, pending
 
         job = make_job(run, part)
@@ -90,6 +90,7 @@ def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
         "timesteps": list(job.run.timesteps),
         "device": job.record["runtime"]["device"],
         "dtype": job.record["runtime"]["dtype"],
+        "compiled": job.record["runtime"]["compile"],
         "folder": str(job.folder.path),
         "files": [str(job.folder.picture(seed)) for seed in todo],
     }
@@ -111,7 +112,7 @@ def show_plan(job: Job, todo: list[int], as_json: bool) -> None:
             + (f", {plan['present']:,} there already" if plan["present"] else ""),
             "batches": f"{plan['batches']:,} of {plan['batch_size']}",
             "timesteps": f"{len(timesteps)}: {' '.join(map(str, shown))}",
-            "runs on": f"{plan['device']} in {plan['dtype']}",
+            "runs on": f"{plan['device']} in {plan['dtype']}{', compiled' if plan['compiled'] else ''}",
             "folder": plan["folder"],
             "files": f"{files[0]} ... {files[-1]}" if len(files) > 1 else (files[0] if files else "none"),
         },
