@@ -28,18 +28,30 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _label_points(axes, curve: SpeedCurve, colour: str, above: bool) -> None:
-    for x, y in zip(curve.batch_sizes, curve.median, strict=True):
-        axes.annotate(
-            _number(y),
-            (x, y),
-            xytext=(0, 9 if above else -9),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=8,
-            color=colour,
-        )
+def _label_points(axes, curves: Sequence[SpeedCurve]) -> None:
+    """Each point's number: above all bars of its batch size if it is the fastest there, below them if the slowest."""
+    from matplotlib.patheffects import withStroke
+
+    for i, size in enumerate(curves[0].batch_sizes):
+        by_speed = sorted(range(len(curves)), key=lambda c: curves[c].median[i])
+        for place, c in enumerate(by_speed):
+            above = place == len(curves) - 1
+            if above:
+                y = max(curve.high[i] for curve in curves)
+            else:
+                y = min(curve.low[i] for curve in curves) if place == 0 else curves[c].low[i]
+            axes.annotate(
+                _number(curves[c].median[i]),
+                (size, y),
+                xytext=(0, 5 if above else -5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                fontsize=8,
+                color=COLOURS[c % len(COLOURS)],
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                zorder=5,
+            )
 
 
 def draw_speeds(curves: Sequence[SpeedCurve], title: str, subtitle: str = "") -> bytes:
@@ -50,7 +62,7 @@ def draw_speeds(curves: Sequence[SpeedCurve], title: str, subtitle: str = "") ->
     """
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     except ImportError:
         raise UsageError("--plot needs matplotlib, which is not installed: pip install 'ddim-cli[plot]'") from None
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
@@ -74,22 +86,22 @@ def draw_speeds(curves: Sequence[SpeedCurve], title: str, subtitle: str = "") ->
             elinewidth=1,
             zorder=3 - i * 0.1,
         )
-        _label_points(axes, curve, colour, above=i == 0)
+    _label_points(axes, curves)
     axes.set_xscale("log")
     axes.set_yscale("log")
     sizes = sorted({size for curve in curves for size in curve.batch_sizes})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     # Room for the numbers at the points; a single point gets a factor to either side.
-    axes.margins(x=0.08, y=0.15)
+    axes.margins(x=0.08)
     if len(sizes) == 1:
         axes.set_xlim(sizes[0] / 2, sizes[0] * 2)
     low, high = min(min(c.low) for c in curves), max(max(c.high) for c in curves)
     room = max((high / low) ** 0.12, 1.25)
     axes.set_ylim(low / room, high * room)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > 10 else (1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("batch size")
     axes.set_ylabel("images per second")
     axes.grid(alpha=0.25, which="major")
