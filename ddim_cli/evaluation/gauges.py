@@ -107,7 +107,7 @@ class NetworkClock:
         return getattr(self._network, name)
 
 
-def _captured(call: Callable[[], Tensor]) -> Callable[[], Any]:
+def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
     """``call`` as a CUDA graph, or itself where it cannot be captured."""
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -122,6 +122,19 @@ def _captured(call: Callable[[], Tensor]) -> Callable[[], Any]:
         torch.cuda.synchronize()
         return call
     return graph.replay
+
+
+def seconds_on_cuda(call: Callable[[], Any], times: int) -> float:
+    """The device's own time of ``times`` calls on the current device: replayed from a graph, between two events."""
+    replay = _captured(call)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    replay()
+    start.record()
+    for _ in range(times):
+        replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 @torch.inference_mode()
@@ -139,20 +152,13 @@ def network_alone(sampler: Sampler, seeds: Sequence[int], batch_size: int) -> fl
     def call() -> Tensor:
         return sampler.network(x, timesteps, *condition)
 
-    if device.type != "cuda":
-        call()
-        synchronize(device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            call()
-        synchronize(device)
-        return time.perf_counter() - started
-    replay = _captured(call)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    replay()
-    start.record()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return seconds_on_cuda(call, steps)
+    call()
+    synchronize(device)
+    started = time.perf_counter()
     for _ in range(steps):
-        replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000
+        call()
+    synchronize(device)
+    return time.perf_counter() - started

@@ -1,6 +1,8 @@
+import contextlib
 import io
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from ddim_cli.evaluation import bench as bench_module
 from ddim_cli.evaluation.architectures import NAMES, describe_architecture
 from ddim_cli.evaluation.baselines import make_baseline
 from ddim_cli.evaluation.bench import Bench, Ours, Plan, largest_difference, psnr, ratio, speeds
-from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, spread
+from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, seconds_on_cuda, spread
 from ddim_cli.models.inspect import flops
 from ddim_cli.models.load import build_network, load_described
 from ddim_cli.sampling.loop import Picture
@@ -171,6 +173,60 @@ def test_the_network_alone_takes_as_many_calls_as_there_are_steps(tiny_model):
     assert set(calls) == {((3, 3, 8, 8), (3,))}
 
 
+class FakeGraph:
+    """Remembers what was called while it captured, as CUDA graphs do."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.mark.parametrize("capturable", [True, False])
+def test_on_cuda_the_network_is_replayed_or_else_called(capturable, monkeypatch):
+    """The CUDA path without a GPU: its order of calls."""
+    graph, calls, capturing, recorded = FakeGraph(), [], [], []
+
+    @contextlib.contextmanager
+    def capture(given):
+        assert given is graph
+        capturing.append(True)
+        yield
+        if not capturable:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            recorded.append(graph.replays + len(calls))
+
+        def synchronize(self):
+            recorded.append("synchronized")
+
+        def elapsed_time(self, end):
+            assert recorded[-1] == "synchronized"
+            return 1000.0 * (recorded[1] - recorded[0])
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {
+        "CUDAGraph": lambda: graph,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda given: contextlib.nullcontext(),
+        "graph": capture,
+        "Event": Event,
+        "synchronize": lambda: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert seconds_on_cuda(lambda: calls.append(1), 7) == 7
+    assert graph.replays == (8 if capturable else 0)
+    assert capturing == [True]
+
+
 @pytest.fixture(scope="module")
 def measured(tiny_model, tmp_path_factory):
     told = []
@@ -259,6 +315,7 @@ def test_psnr_against_float32(tiny_model, tmp_path):
     assert found["psnr"]["images"] == 3
     assert 20 < found["psnr"]["worst_db"] <= found["psnr"]["median_db"] < 100
     assert "memory" in found["timed"]
+    assert "psnr" not in found["results"][0]
 
 
 def test_out_of_memory_names_the_batch_size(tiny_model, tmp_path, monkeypatch):
