@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ ROOT = Path(__file__).parent.parent
 
 # Help and errors are wrapped to the terminal's width: give the tests a wide one, without colours.
 os.environ.update(COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1")
+# What a user keeps, compiled networks above all, is no business of the tests, nor theirs the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="ddim-tests-")
+os.environ["DDIM_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

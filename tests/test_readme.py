@@ -46,6 +46,12 @@ def test_every_file_and_flag_that_is_named_exists():
         "--from",
         "--list",
         "--plot",
+        "--against",
+        "--architecture",
+        "--batch-sizes",
+        "--repeats",
+        "--no-files",
+        "--psnr-images",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {"--array", "--gpus"}:
         assert name in options, name

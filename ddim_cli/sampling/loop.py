@@ -202,6 +202,7 @@ class Launched:
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(x.device))
 
+    @torch.inference_mode()
     def collect(self) -> list[Picture]:
         """Raises RunError for a result that is not finite, naming the seed and the step."""
         if self._copied is not None:

@@ -42,7 +42,7 @@ def at_steps(network: Network, timesteps: Tensor) -> StepNetwork:
     return step
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def with_projections(network: SamplingNetwork, timesteps: Tensor) -> StepNetwork:
     """An unconditional network as one by step: what depends on the timestep alone is computed here, for all of them."""
     projections = network.project(timesteps)

@@ -18,6 +18,7 @@ COMMANDS = (
     ["config", "check"],
     ["config", "init"],
     ["config", "schema"],
+    ["bench"],
     ["env"],
 )
 
@@ -38,7 +39,13 @@ def test_version(ddim):
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["sample", "--help"], ["config", "show"], ["config", "check", "configs/default.toml"]],
+    [
+        ["--help"],
+        ["sample", "--help"],
+        ["bench", "--help"],
+        ["config", "show"],
+        ["config", "check", "configs/default.toml"],
+    ],
     ids=" ".join,
 )
 def test_no_torch_where_none_is_needed(args):
