@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.errors import ModelError
-from ddim_cli.models import original
 from ddim_cli.models.describe import ModelDescription, describe_model
 from ddim_cli.models.unet import UNet, is_of_embedding, pack_convolutions, supports
 from ddim_cli.models.weights import read_tensors
@@ -123,6 +122,8 @@ def read_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
 
 def _stored_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
     if description.kind == "checkpoint":
+        from ddim_cli.models import original
+
         [path] = description.weights
         levels = len(description.network["block_out_channels"])
         yield from original.to_diffusers(original.read_checkpoint(path, description.ema), levels).items()
@@ -141,6 +142,8 @@ def _check_keys(description: ModelDescription, expected: Mapping[str, Tensor], f
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     if len(missing) == len(expected):
+        from ddim_cli.models import original
+
         original.refuse_foreign(description.weights[0], extra)
     common = sorted(expected.keys() & found.keys())
     shapes = [
