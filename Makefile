@@ -1,11 +1,14 @@
 # make sample: sixteen digits.  make test: the tests.  Both make .venv first, from the versions in constraints.txt.
+# make bench: the standard set; on a GPU for example with BATCH_SIZES=1,64,256 AGAINST=diffusers,diffusers+
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BATCH_SIZES ?= 1,8
+AGAINST ?= diffusers
 
-.PHONY: sample test test-all lint format clean
+.PHONY: sample test test-slow test-all bench lint format clean
 
 sample: $(STAMP)
 	$(BIN)/ddim sample --steps 50 --eta 0.0
@@ -13,8 +16,16 @@ sample: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+bench: $(STAMP)
+	$(BIN)/ddim bench --batch-sizes 1,64 --against $(AGAINST)
+	$(BIN)/ddim bench --architecture cifar10 --batch-sizes $(BATCH_SIZES) --against $(AGAINST)
+	$(BIN)/python tests/benchmarks/cold_start.py
+	$(BIN)/python tests/benchmarks/host_memory.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

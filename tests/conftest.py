@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ TESTS = Path(__file__).parent
 
 # Help and errors are wrapped to the terminal's width: give the tests a wide one, without colours.
 os.environ.update(COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1")
+# What a user keeps, compiled networks above all, is no business of the tests, nor theirs the user's.
+_CACHE = tempfile.TemporaryDirectory(prefix="ddim-tests-")
+os.environ["DDIM_CACHE"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,12 @@ def test_every_file_and_flag_that_is_named_exists():
         "--max-diff",
         "--min-psnr",
         "--diff-dir",
+        "--against",
+        "--architecture",
+        "--batch-sizes",
+        "--repeats",
+        "--no-files",
+        "--psnr-images",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
         "--array",

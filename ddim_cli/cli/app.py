@@ -11,7 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from ddim_cli import __version__
+from ddim_cli.cli.bench import bench
 from ddim_cli.cli.compare import compare
+from ddim_cli.cli.compile import compile_network
 from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import print_json, report, speaks
 from ddim_cli.cli.convert import convert
@@ -30,6 +32,7 @@ ddim sample --steps 50 --eta 0.0               16 digits
 ddim sample -m path/to/model -n 64 -o out      64 images from your own model
 ddim sample -c run.toml --set sampling.eta=1   a config, one key changed
 ddim config init run.toml                      a config to start from
+ddim bench --against diffusers                 how fast it is here
 
 Sample images from diffusion models with DDIM (Song, Meng, Ermon, arXiv:2010.02502).
 """
@@ -112,6 +115,8 @@ app.command(short_help="Compare a folder with golden pictures, for CI.")(compare
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
 app.command(short_help="What a model is: shape, weights, scheduler, cost.")(inspect)
 app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)
+app.command(short_help="Images a second, beside diffusers on the same model.")(bench)
+app.command("compile", short_help="Build and keep the compiled network that sample will use.")(compile_network)
 app.add_typer(config_app, name="config")
 app.command(short_help="Versions, devices, and what a bug report needs.")(env)
 

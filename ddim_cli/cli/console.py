@@ -198,8 +198,9 @@ def counted(number: int, noun: str) -> str:
 class RunProgress:
     """Shows a run on stderr: a bar on a terminal, else a line now and then. A `Reporter` by its methods."""
 
-    def __init__(self) -> None:
+    def __init__(self, verbose: bool = False) -> None:
         self._console = stderr()
+        self._verbose = verbose
         self._bar = None
         self._task = None
         self._status = None
@@ -214,6 +215,19 @@ class RunProgress:
     def loading(self, job: Job) -> None:
         self.waiting(f"loading {job.run.model.name}")
 
+    def compiling(self, job: Job) -> None:
+        self._clear_status()
+        say(f"compiling {job.run.model.name} for batches of {job.batch_size}: about a minute, once")
+        self.waiting("compiling")
+
+    def note(self, text: str) -> None:
+        if self._verbose:
+            say(text)
+
+    def halved(self, batch_size: int) -> None:
+        warn(f"out of memory; going on with batches of {batch_size}")
+        self._batch = batch_size
+
     def started(self, job: Job, todo: Sequence[int]) -> None:
         self._clear_status()
         self._total, self._made, self._steps = len(todo), 0, len(job.run.timesteps)
@@ -225,6 +239,7 @@ class RunProgress:
         say(
             f"{job.run.model.name}: {counted(len(todo), 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
             f"{counted(self._steps, 'step')} each, on {runtime['device']} in {runtime['dtype']}"
+            + (", compiled" if runtime["compile"] else "")
             + (f"; {counted(done, 'image')} {'is' if done == 1 else 'are'} there already" if done else "")
         )
         if self._console.is_terminal:
@@ -357,12 +372,12 @@ class RanksProgress(RunProgress):
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, ranks: Ranks | None = None) -> Iterator[RunProgress | None]:
+def progress(quiet: bool, verbose: bool = False, ranks: Ranks | None = None) -> Iterator[RunProgress | None]:
     """The progress of a run, with a spinner while torch is imported; None where ``quiet``, or on any rank but 0."""
     if quiet or (ranks is not None and ranks.rank):
         shown = None
     else:
-        shown = RunProgress() if ranks is None else RanksProgress()
+        shown = RunProgress(verbose) if ranks is None else RanksProgress(verbose)
     try:
         if shown is not None:
             shown.waiting("loading torch")

@@ -133,7 +133,7 @@ FLAGS: dict[str, Flag] = {
         "runtime.compile",
         bool,
         ("--compile/--no-compile",),
-        "Compile the network first; pays in long runs [no].",
+        "Run the network as compiled code that is kept [where it is kept, or pays].",
         _RUNTIME,
     ),
     "out": Flag("output.dir", str, ("--out", "-o"), "Output folder [outputs/MODEL-Nsteps-HASH].", _OUTPUT, "DIR"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # As of sample; what is not given is as the picture was made.
 Device, DType, Compile = (
-    replace(flag, help=flag.help.replace("[auto]", "[as it was]").replace("[no]", "[as it was]")).annotation()
+    replace(flag, help=f"{flag.help.partition(' [')[0]} [as it was].").annotation()
     for flag in (FLAGS["device"], FLAGS["dtype"], FLAGS["compile"])
 )
 
@@ -80,7 +80,7 @@ def replay(
     groups = group_originals(originals)
     if out is not None:
         check_out(out, groups)
-    agreements = make_again(groups, overrides, out, check, quiet)
+    agreements = make_again(groups, overrides, out, check, quiet, verbose)
     bad = [a for a in agreements if a.problem is not None]
     if json:
         console.print_json(as_json(originals, agreements, out, check))
@@ -111,11 +111,11 @@ def check_out(out: Path, groups: Sequence[Group]) -> None:
 
 
 def make_again(
-    groups: Sequence[Group], overrides: Sequence[Layer], out: Path | None, check: bool, quiet: bool
+    groups: Sequence[Group], overrides: Sequence[Layer], out: Path | None, check: bool, quiet: bool, verbose: bool
 ) -> list[Agreement]:
     """Make the pictures of all groups, into ``out`` or for the time of the comparison, and compare if asked to."""
     agreements = []
-    with console.progress(quiet) as progress, folders_for(groups, out) as folders:
+    with console.progress(quiet, verbose) as progress, folders_for(groups, out) as folders:
         from ddim_cli.evaluation.replayed import check_group
         from ddim_cli.sampling.replay import check_same_pictures, resolve_group
         from ddim_cli.sampling.run import execute, make_job

@@ -76,7 +76,7 @@ def sample(
     if verbose and speaks and run.model.unused_scheduler_keys:
         unused = ", ".join(run.model.unused_scheduler_keys)
         console.say(f"{run.model.name}'s scheduler config has keys that DDIM has no use for: {unused}")
-    with console.progress(quiet, ranks) as progress:
+    with console.progress(quiet, verbose, ranks) as progress:
         from ddim_cli.sampling.closing import check_npz
         from ddim_cli.sampling.run import execute, make_job, pending
 
@@ -164,6 +164,7 @@ def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
         "timesteps": list(job.run.timesteps),
         "device": job.record["runtime"]["device"],
         "dtype": job.record["runtime"]["dtype"],
+        "compiled": job.record["runtime"]["compile"],
         "folder": str(job.folder.path),
         "files": [str(job.folder.picture(seed)) for seed in todo],
     }
@@ -185,7 +186,7 @@ def show_plan(job: Job, todo: list[int], as_json: bool) -> None:
             + (f", {plan['present']:,} there already" if plan["present"] else ""),
             "batches": f"{plan['batches']:,} of {plan['batch_size']}",
             "timesteps": f"{len(timesteps)}: {' '.join(map(str, shown))}",
-            "runs on": f"{plan['device']} in {plan['dtype']}",
+            "runs on": f"{plan['device']} in {plan['dtype']}{', compiled' if plan['compiled'] else ''}",
             "folder": plan["folder"],
             "files": f"{files[0]} ... {files[-1]}" if len(files) > 1 else (files[0] if files else "none"),
         },

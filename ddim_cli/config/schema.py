@@ -151,7 +151,9 @@ class RuntimeSettings(Section):
         "auto", description="of the network; auto: bfloat16 on a CUDA device that has it, else float32"
     )
     tf32: bool = Field(False, description="allow TF32 in float32 arithmetic on a GPU")
-    compile: bool = Field(False, description="compile the network with torch.compile")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="run the network as compiled code, kept between runs; auto: where that pays"
+    )
 
 
 class OutputSettings(Section):

@@ -1,20 +1,27 @@
-"""From a description to a network on a device: diffusers' UNet2DModel with the described weights."""
+"""From a description to a network on a device, with the described weights.
+
+`load_model` gives diffusers' UNet2DModel, for whoever wants to do more with it than sample; `load_sampling_network`
+gives what the denoising loop runs: `UNet` where it can, and diffusers is imported only where it cannot.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.errors import ModelError
-from ddim_cli.models import original
 from ddim_cli.models.describe import ModelDescription, describe_model
+from ddim_cli.models.unet import UNet, is_of_embedding, pack_convolutions, supports
 from ddim_cli.models.weights import read_tensors
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
 # The attention of checkpoints from before diffusers 0.15, under its names of today.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -40,14 +47,50 @@ class LoadedModel:
         return self.network(x, timesteps, class_labels=classes, return_dict=False)[0]
 
 
+class SamplingNetwork(Protocol):
+    """A network in two parts, so that what depends on timestep and class alone is computed apart.
+
+    ``project(timesteps [N], classes int64 [N] or None) -> float32 [N, P]``;
+    ``body(x [B, C, H, W], projections [B or 1, P]) -> prediction [B, C, H, W]``.
+    """
+
+    def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor: ...
+
+    def body(self, x: Tensor, projections: Tensor) -> Tensor: ...
+
+
+class WholeNetwork(nn.Module):
+    """Diffusers' network as a `SamplingNetwork` that has nothing apart: its projections are timestep and class."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
+        columns = [timesteps] if classes is None else [timesteps, classes]
+        return torch.stack(columns, dim=1).float()
+
+    def body(self, x: Tensor, projections: Tensor) -> Tensor:
+        rows = projections.long().expand(len(x), -1)
+        classes = rows[:, 1] if rows.shape[1] > 1 else None
+        return self.network(x, rows[:, 0], class_labels=classes, return_dict=False)[0]
+
+
+def network_config(description: ModelDescription) -> dict[str, Any]:
+    """The config to build, without a head for a learned variance."""
+    config = {k: v for k, v in description.network.items() if not k.startswith("_")}
+    return {**config, "out_channels": description.channels}
+
+
 def build_network(description: ModelDescription) -> UNet2DModel:
-    """The network without memory for its weights, and without a head for a learned variance.
+    """Diffusers' network without memory for its weights.
 
     Raises:
         ModelError: for a config that builds none.
     """
-    config = {k: v for k, v in description.network.items() if not k.startswith("_")}
-    config["out_channels"] = description.channels
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    config = network_config(description)
     try:
         with torch.device("meta"):
             network = UNet2DModel.from_config(config)
@@ -79,6 +122,8 @@ def read_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
 
 def _stored_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
     if description.kind == "checkpoint":
+        from ddim_cli.models import original
+
         [path] = description.weights
         levels = len(description.network["block_out_channels"])
         yield from original.to_diffusers(original.read_checkpoint(path, description.ema), levels).items()
@@ -97,6 +142,8 @@ def _check_keys(description: ModelDescription, expected: Mapping[str, Tensor], f
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     if len(missing) == len(expected):
+        from ddim_cli.models import original
+
         original.refuse_foreign(description.weights[0], extra)
     common = sorted(expected.keys() & found.keys())
     shapes = [
@@ -124,11 +171,75 @@ def load_described(
     Raises:
         ModelError: for a config that builds no network, a damaged file, or weights that do not fit.
     """
-    network = build_network(description)
-    weights = {name: tensor.to(device, dtype) for name, tensor in read_weights(description)}
-    _check_keys(description, network.state_dict(), weights)
+    network = _with_weights(build_network(description), description, device, lambda name: dtype)
+    return LoadedModel(network, description)
+
+
+def _with_weights(
+    network: nn.Module,
+    description: ModelDescription,
+    device: torch.device | str,
+    dtype_of: Callable[[str], torch.dtype],
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> nn.Module:
+    """Give ``network`` those weights that are ``wanted``, on ``device``. Raises ModelError if they do not fit."""
+    weights = {name: tensor.to(device, dtype_of(name)) for name, tensor in read_weights(description) if wanted(name)}
+    _check_keys(description, {k: v for k, v in network.state_dict().items() if wanted(k)}, weights)
+    network.load_state_dict(weights, assign=True, strict=False)
+    return network.eval().requires_grad_(False)
+
+
+def _build_unet(description: ModelDescription) -> UNet:
+    with torch.device("meta"):
+        return UNet(network_config(description))
+
+
+def load_sampling_network(
+    description: ModelDescription,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    packed: bool = True,
+) -> SamplingNetwork:
+    """Load a described model to be sampled from: `UNet`, fused, where its config allows, else diffusers' network.
+
+    On a CPU its convolutions are ``packed`` (see `unet.PackedConv2d`), unless the network is to be exported.
+
+    Raises:
+        ModelError: as `load_described`.
+    """
+    if not supports(network_config(description)):
+        return WholeNetwork(load_described(description, device, dtype).network)
+    network = _with_weights(_build_unet(description), description, device, _mixed(dtype))
+    network.fuse()
+    if packed:
+        pack_convolutions(network)
+    return network
+
+
+def load_projection(description: ModelDescription, device: torch.device | str = "cpu") -> SamplingNetwork:
+    """As `load_sampling_network`, but only ``project`` can be called: no other weights are read. Raises ModelError."""
+    if not supports(network_config(description)):
+        return WholeNetwork(nn.Identity())
+    network = _with_weights(_build_unet(description), description, device, _mixed(torch.float32), is_of_embedding)
+    return network.fuse_projection()
+
+
+def as_sampling_network(model: LoadedModel) -> SamplingNetwork:
+    """A model that was loaded with `load_described`, ready to be sampled from; it shares the weights."""
+    if not supports(network_config(model.description)):
+        return WholeNetwork(model.network)
+    network = _build_unet(model.description)
+    dtype_of = _mixed(next(model.network.parameters()).dtype)
+    weights = {name: tensor.to(dtype_of(name)) for name, tensor in model.network.state_dict().items()}
     network.load_state_dict(weights, assign=True)
-    return LoadedModel(network.eval().requires_grad_(False), description)
+    network.eval().requires_grad_(False).fuse()
+    pack_convolutions(network)
+    return network
+
+
+def _mixed(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """What sees the timestep alone is computed once: float32 costs nothing there."""
+    return lambda name: torch.float32 if is_of_embedding(name) and dtype != torch.float64 else dtype
 
 
 def load_model(

@@ -66,8 +66,13 @@ def utc_now() -> str:
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def describe_picture(record: Mapping[str, Any], seed: int, pixels: np.ndarray) -> dict[str, Any]:
-    """What can be said of a picture before it has a file. ``pixels`` is uint8 [H, W, C]."""
+def describe_picture(
+    record: Mapping[str, Any], seed: int, pixels: np.ndarray, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What can be said of a picture before it has a file. ``pixels`` is uint8 [H, W, C].
+
+    ``batch_size`` is that of its batch, where it is not the record's: once memory did not suffice for that.
+    """
     height, width, channels = pixels.shape
     return {
         "schema": SCHEMA,
@@ -80,6 +85,7 @@ def describe_picture(record: Mapping[str, Any], seed: int, pixels: np.ndarray) -
         "seed": seed,
         **record,
         "sampling": _sampling_of(record["sampling"], seed),
+        **({} if batch_size is None else {"runtime": {**record["runtime"], "batch_size": batch_size}}),
     }
 
 

@@ -35,24 +35,27 @@ class PictureWriter:
         self._free = threading.Semaphore(QUEUE)
         self._failure: BaseException | None = None
 
-    def write(self, seed: int, pixels: np.ndarray, seconds: float) -> None:
-        """Queue a picture, uint8 [H, W, C]. Waits while the queue is full; raises RunError if a write failed."""
+    def write(self, seed: int, pixels: np.ndarray, seconds: float, batch_size: int | None = None) -> None:
+        """Queue a picture, uint8 [H, W, C], of a batch of ``batch_size`` rows (None: as many as the record says).
+
+        Waits while the queue is full; raises RunError if a write failed.
+        """
         self.check()
         self._free.acquire()
-        self._pool.submit(self._write, seed, pixels, seconds).add_done_callback(self._done)
+        self._pool.submit(self._write, seed, pixels, seconds, batch_size).add_done_callback(self._done)
 
     def close(self) -> None:
         """Wait until all that was queued is on disk. Raises RunError if a write failed."""
         self._pool.shutdown(wait=True)
         self.check()
 
-    def _write(self, seed: int, pixels: np.ndarray, seconds: float) -> None:
+    def _write(self, seed: int, pixels: np.ndarray, seconds: float, batch_size: int | None) -> None:
         if self._failure is not None:
             return
         path, fsync = self._folder.picture(seed), self._folder.fsync
         if self._folder.subdirs:
             path.parent.mkdir(exist_ok=True)
-        described = describe_picture(self._record, seed, pixels)
+        described = describe_picture(self._record, seed, pixels, batch_size)
         png = encode_png(to_image(pixels), to_text(described))
         sidecar_path = path.with_suffix(".json")
         # Another process may be making the same picture, in batches of another size: a pair is of one of them.

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ddim_cli.config.layers import Layer, merge, read_file, table_layer
 from ddim_cli.config.schema import Config, RuntimeSettings
 from ddim_cli.errors import UsageError
-from ddim_cli.models.load import LoadedModel, load_described
+from ddim_cli.models.load import LoadedModel, SamplingNetwork, as_sampling_network
 from ddim_cli.outputs.picture import to_image
 from ddim_cli.outputs.sidecar import describe_picture
-from ddim_cli.sampling.loop import Network, run_batches
+from ddim_cli.sampling.loop import run_batches
+from ddim_cli.sampling.network import Network
 from ddim_cli.sampling.precision import (
     choose_batch_size,
     choose_device,
@@ -28,7 +29,7 @@ from ddim_cli.sampling.precision import (
 )
 from ddim_cli.sampling.record import make_record
 from ddim_cli.sampling.resolve import Run, judge, resolve
-from ddim_cli.sampling.run import make_sampler
+from ddim_cli.sampling.run import load_run_network, make_sampler
 
 Model = LoadedModel | nn.Module | Network
 
@@ -66,8 +67,10 @@ def _resolve(layers: list[Layer], model: Model | str | Path | None) -> Run:
     return judge(merge(layers))
 
 
-def _network(model: Model) -> Network:
+def _network(model: Model) -> SamplingNetwork | Network:
     """A callable (x, t) -> tensor; the wrapper that diffusers' networks return is opened."""
+    if isinstance(model, LoadedModel):
+        return as_sampling_network(model)
     if not isinstance(model, nn.Module):
         return model
 
@@ -139,12 +142,15 @@ def sample(
     given = None if model is None or isinstance(model, (str, Path)) else model
     device, dtype = _place(run.config.runtime, given)
     set_tf32(run.config.runtime.tf32)
-    network = load_described(run.model, device, dtype) if given is None else _network(given)
     shape = (run.model.channels, *run.model.size) if run.model is not None else _shape(given, shape)
     seeds, asked = run.config.seeds(), run.config.sampling.batch_size
     batch_size = choose_batch_size(asked, len(seeds), run.model, device, dtype)
+    if given is None:
+        network, compiled = load_run_network(run, device, dtype, batch_size, len(seeds))
+    else:
+        network, compiled = _network(given), False
     sampler = make_sampler(run, network, device, dtype, shape)
-    record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size))
+    record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled))
     return _samples(run_batches(sampler, seeds, batch_size), record)
 
 
@@ -152,5 +158,5 @@ def _samples(batches, record: Mapping[str, Any]) -> Iterator[Sample]:
     for pictures in batches:
         for p in pictures:
             # A clone outside inference mode is an ordinary tensor.
-            metadata = copy.deepcopy(describe_picture(record, p.seed, p.pixels))
+            metadata = copy.deepcopy(describe_picture(record, p.seed, p.pixels, p.batch_size))
             yield Sample(p.seed, to_image(p.pixels), p.x0.clone(), metadata)

@@ -23,9 +23,10 @@ class ImageNoise:
         self._device = device
 
     def draw(self) -> Tensor:
-        drawn = {seed: torch.randn(self._shape, generator=g) for seed, g in self._generators.items()}
-        noise = torch.stack([drawn[seed] for seed in self._seeds])
-        if self._device.type != "cuda":
-            return noise.to(self._device)
-        # From pinned memory, so that the host does not wait for the steps before this one.
-        return noise.pin_memory().to(self._device, non_blocking=True)
+        on_gpu = self._device.type == "cuda"
+        # From pinned memory a copy to a GPU does not wait for the steps before it: the host draws ahead of need.
+        noise = torch.empty(len(self._seeds), *self._shape, pin_memory=on_gpu)
+        for row, generator in zip(noise, self._generators.values(), strict=False):
+            torch.randn(self._shape, generator=generator, out=row)
+        noise[len(self._generators) :] = noise[len(self._generators) - 1]
+        return noise.to(self._device, non_blocking=on_gpu)

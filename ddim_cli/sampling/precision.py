@@ -97,9 +97,11 @@ def choose_batch_size(
     return even_batch_size(max(1, count), most)
 
 
-def runtime_record(settings: RuntimeSettings, device: torch.device, dtype: torch.dtype, batch_size: int) -> dict:
+def runtime_record(
+    settings: RuntimeSettings, device: torch.device, dtype: torch.dtype, batch_size: int, compiled: bool = False
+) -> dict:
     """What of the machine and its settings bears on the pictures, for the sidecar."""
-    import diffusers
+    from importlib import metadata
 
     from ddim_cli import __version__
 
@@ -108,13 +110,13 @@ def runtime_record(settings: RuntimeSettings, device: torch.device, dtype: torch
         "device_name": device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "tf32": settings.tf32,
-        "compile": settings.compile,
+        "compile": compiled,
         "batch_size": batch_size,
         "threads": torch.get_num_threads(),
         "versions": {
             "ddim_cli": __version__,
             "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
+            "diffusers": metadata.version("diffusers"),
             "python": platform.python_version(),
         },
     }

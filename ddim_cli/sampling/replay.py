@@ -187,6 +187,7 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
     ran = layer(
         # `auto` as it was resolved then.
         runtime__dtype=original.runtime["dtype"],
+        runtime__compile=original.runtime.get("compile") is True,
         sampling__batch_size=original.runtime["batch_size"],
     )
     plan = layer(sampling__seeds=format_seeds(group.seeds), output__dir=str(folder), output__grid=grid)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,17 @@ import torch
 from ddim_cli.config.seeds import parse_classes
 from ddim_cli.diffusion.coefficients import make_table
 from ddim_cli.diffusion.step import X0Treatment
-from ddim_cli.errors import InterruptedRunError, RunError, UsageError
-from ddim_cli.models.load import load_described
+from ddim_cli.errors import InterruptedRunError, UsageError
+from ddim_cli.models.load import SamplingNetwork
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.sidecar import identity, identity_hash
 from ddim_cli.outputs.writer import PictureWriter
 from ddim_cli.sampling.closing import close_folder, collect_npz
+from ddim_cli.sampling.compiled import Target, is_kept
 from ddim_cli.sampling.guidance import with_guidance
-from ddim_cli.sampling.loop import Network, Sampler, run_batches
+from ddim_cli.sampling.host import keep_memory
+from ddim_cli.sampling.loop import Sampler, run_batches
+from ddim_cli.sampling.network import Network, as_network, at_steps, load_network, with_projections
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.precision import (
     choose_batch_size,
@@ -50,6 +52,11 @@ class Job:
     @property
     def identity(self) -> dict[str, Any]:
         return identity(self.record)
+
+    @property
+    def target(self) -> Target:
+        """What its network would be compiled for."""
+        return network_target(self.run, self.device, self.dtype, self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,15 @@ class Reporter:
     def batch(self, images: int) -> None:
         """A batch of this many images has been handed to the writers."""
 
+    def compiling(self, job: Job) -> None:
+        """The network is about to be compiled."""
+
+    def note(self, text: str) -> None:
+        """Something that a person who looks closer wants to know."""
+
+    def halved(self, batch_size: int) -> None:
+        """Memory did not suffice; from here on batches are of this size."""
+
     def stopped(self) -> None:
         """No more of the above follows."""
 
@@ -115,22 +131,34 @@ class Reporter:
 
 
 def make_sampler(
-    run: Run, network: Network, device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int]
+    run: Run,
+    network: SamplingNetwork | Network,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    keeps_x0: bool = True,
 ) -> Sampler:
     """What the denoising loop needs. Raises ConfigError for a grid whose coefficients cannot be computed."""
     config = run.config
+    table = make_table(config.scheduler, config.sampling, run.timesteps, device)
     guidance = config.sampling.guidance_scale
-    if guidance != 1:
-        network = with_guidance(network, config.model.null_class, guidance, config.sampling.guidance_rescale)
+    if hasattr(network, "project") and config.sampling.classes is None:
+        step = with_projections(network, table.timesteps)
+    else:
+        network = as_network(network) if hasattr(network, "project") else network
+        if guidance != 1:
+            network = with_guidance(network, config.model.null_class, guidance, config.sampling.guidance_rescale)
+        step = at_steps(network, table.timesteps)
     return Sampler(
-        network=network,
-        table=make_table(config.scheduler, config.sampling, run.timesteps, device),
+        network=step,
+        table=table,
         treatment=X0Treatment.of(config.scheduler, config.sampling),
         shape=shape,
         device=device,
         dtype=dtype,
         draws_noise=config.sampling.eta > 0 or config.sampling.variance == "large",
         classes=parse_classes(config.sampling.classes) if config.sampling.classes is not None else (),
+        keeps_x0=keeps_x0,
     )
 
 
@@ -144,6 +172,7 @@ def make_job(run: Run, shard: Shard = Shard()) -> Job:
     config = run.config
     device = choose_device(config.runtime.device)
     dtype = choose_dtype(config.runtime.dtype, device)
+    set_tf32(config.runtime.tf32)
     make_table(config.scheduler, config.sampling, run.timesteps)
     seeds = shard.of(config.seeds())
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
@@ -156,27 +185,48 @@ def make_job(run: Run, shard: Shard = Shard()) -> Job:
         raise UsageError(f"output folder {config.output.dir}: {error}") from None
     folder = OutputFolder(path, config.output.subdirs, config.output.fsync)
     folder.check_usable()
-    return Job(run, seeds, shard, device, dtype, batch_size, record, folder)
+    job = Job(run, seeds, shard, device, dtype, batch_size, record, folder)
+    # As far as can be told before the network is there.
+    record["runtime"]["compile"] = config.runtime.compile is True or (
+        config.runtime.compile == "auto" and is_kept(job.target)
+    )
+    return job
 
 
-def compiled(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The network through torch.compile. Raises UsageError where a CPU build has no C++ compiler."""
-    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
-        raise UsageError("--compile needs a C++ compiler, and none was found; install one, or use --no-compile")
-    return torch.compile(network)
+def network_target(run: Run, device: torch.device, dtype: torch.dtype, batch_size: int) -> Target:
+    """What the run's network would be compiled for."""
+    halves = 1 if run.config.sampling.guidance_scale == 1 else 2
+    return Target(run.model, device, dtype, batch_size * halves)
 
 
-def load_network(job: Job) -> Network:
-    """The job's network on its device, in its dtype, compiled if asked for."""
-    set_tf32(job.run.config.runtime.tf32)
-    model = load_described(job.run.model, job.device, job.dtype)
-    return replace(model, network=compiled(model.network, job.device)) if job.run.config.runtime.compile else model
+def load_run_network(
+    run: Run,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    images: int,
+    compiling: Callable[[], None] = lambda: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[SamplingNetwork, bool]:
+    """The run's network, to make ``images`` with, and whether it is compiled code; see `load_network`."""
+    target = network_target(run, device, dtype, batch_size)
+    calls = -(-images // batch_size) * len(run.timesteps)
+    return load_network(target, run.config.runtime.compile, calls, compiling, note)
 
 
-def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Reporter) -> int:
+def load_job_network(job: Job, images: int, reporter: Reporter) -> tuple[SamplingNetwork, Job]:
+    """The job's network, and the job with a record that says whether it is compiled code."""
+    network, compiled = load_run_network(
+        job.run, job.device, job.dtype, job.batch_size, images, lambda: reporter.compiling(job), reporter.note
+    )
+    runtime = {**job.record["runtime"], "compile": compiled}
+    return network, replace(job, record={**job.record, "runtime": runtime})
+
+
+def _sample_into(job: Job, todo: Sequence[int], network: SamplingNetwork, reporter: Reporter) -> int:
     """Make the pictures of ``todo``; how many there are now. On Ctrl-C, what was denoised is still written."""
     model = job.run.model
-    sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
+    sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size), keeps_x0=False)
     writer = PictureWriter(job.folder, job.record)
     made = 0
 
@@ -186,9 +236,9 @@ def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Repo
         reporter.step(done)
 
     try:
-        for pictures in run_batches(sampler, todo, job.batch_size, on_step):
+        for pictures in run_batches(sampler, todo, job.batch_size, on_step, reporter.halved):
             for picture in pictures:
-                writer.write(picture.seed, picture.pixels, picture.seconds)
+                writer.write(picture.seed, picture.pixels, picture.seconds, picture.batch_size)
             made += len(pictures)
             reporter.batch(len(pictures))
     except KeyboardInterrupt:
@@ -197,13 +247,6 @@ def _sample_into(job: Job, todo: Sequence[int], network: Network, reporter: Repo
         raise InterruptedRunError(
             f"interrupted: {made} of {len(todo)} images were made and are in {job.folder.path}; "
             "the same command goes on from there"
-        ) from None
-    except RuntimeError as error:
-        # On a CPU, torch says so in a plain RuntimeError.
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise RunError(
-            f"out of memory on {job.device} with a batch of {job.batch_size}; use a smaller --batch-size"
         ) from None
     finally:
         writer.close()
@@ -231,12 +274,13 @@ def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False,
         InterruptedRunError: on Ctrl-C; likewise.
     """
     reporter = reporter or Reporter()
+    keep_memory()
     folder, settings = job.folder, job.identity
     plan, todo = job.run.config.seeds(), pending(job, overwrite)
     network = None
     if todo:
         reporter.loading(job)
-        network = load_network(job)
+        network, job = load_job_network(job, len(todo), reporter)
     folder.create()
     if overwrite:
         folder.clear(job.seeds, settings)

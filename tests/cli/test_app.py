@@ -21,6 +21,7 @@ COMMANDS = (
     ["replay"],
     ["verify"],
     ["compare"],
+    ["bench"],
     ["env"],
 )
 
@@ -41,7 +42,13 @@ def test_version(ddim):
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["sample", "--help"], ["config", "show"], ["config", "check", "configs/default.toml"]],
+    [
+        ["--help"],
+        ["sample", "--help"],
+        ["bench", "--help"],
+        ["config", "show"],
+        ["config", "check", "configs/default.toml"],
+    ],
     ids=" ".join,
 )
 def test_no_torch_where_none_is_needed(args):

@@ -33,26 +33,26 @@ def command(tiny_model):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_write_error_ends_the_run_at_once(ddim, command, tmp_path, monkeypatch, code):
     """From the fifth picture on, the disk takes nothing; the run stops far before its last batch."""
-    write, batches = writer.write_atomically, []
+    from ddim_cli.cli.console import RunProgress
+
+    write, steps = writer.write_atomically, []
 
     def fail(path, data, fsync=False):
         if path.suffix == ".png" and int(path.stem) >= 5:
             raise OSError(code, os.strerror(code), str(path))
         write(path, data, fsync)
 
-    from ddim_cli.sampling import loop
-
-    run_batch = loop.run_batch
     with monkeypatch.context() as broken:
         broken.setattr(writer, "write_atomically", fail)
-        broken.setattr(loop, "run_batch", lambda *args: batches.append(1) or run_batch(*args))
+        broken.setattr(RunProgress, "step", lambda self, done: steps.append(done))
         result = ddim(*command, "--json")
     assert result.exit_code == 1
     assert f"cannot be written: {os.strerror(code)}" in result.stderr
     assert "error: out/0000" in result.stderr
     assert result.stderr.count("error: ") == 1
     assert json.loads(result.stdout)["exit_code"] == 1
-    assert len(batches) <= 6
+    # Of thirty batches of four steps.
+    assert len(steps) <= 6 * 4
     assert 4 <= whole(tmp_path / "out") <= 6
     assert ddim(*command).exit_code == 0
     assert whole(tmp_path / "out") == 60

@@ -1,0 +1,97 @@
+"""``ddim compile``: build and keep the compiled network that ``sample`` will use."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ddim_cli.cli import console
+from ddim_cli.cli.options import Json, Layers, Quiet, Verbose, with_settings
+
+
+@console.handles_errors
+@with_settings(
+    "model",
+    "num_images",
+    "seed",
+    "seeds",
+    "batch_size",
+    "image_size",
+    "classes",
+    "guidance_scale",
+    "device",
+    "dtype",
+)
+def compile_network(
+    layers: Layers,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it even if there is one.")] = False,
+    list_kept: Annotated[bool, typer.Option("--list", help="List what is kept, and build nothing.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all that is kept, and build nothing.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    json: Json = False,
+) -> None:
+    """
+    [bold]Examples[/bold]
+
+    \b
+    ddim compile                         the bundled model, for batches as ddim sample makes them
+    ddim compile -c run.toml             what ddim sample -c run.toml will use
+    ddim compile -m path/to/model -b 32
+    ddim compile --list
+
+    Build the network as machine code and keep it, for ddim sample to find.
+
+    It is for one model, batch size, dtype, device and version; ddim sample uses what is kept unless it is told
+    --no-compile. Give the options that you will give to ddim sample.
+    """
+    from ddim_cli.errors import UsageError
+    from ddim_cli.sampling.resolve import resolve
+
+    if list_kept and clear:
+        raise UsageError("--list and --clear exclude each other")
+    if list_kept or clear:
+        _show_kept(clear, json)
+        return
+    run = resolve(layers)
+    with console.progress(quiet, verbose) as progress:
+        from ddim_cli.sampling import compiled
+        from ddim_cli.sampling.run import Reporter, make_job
+
+        job = make_job(run)
+        kept = not rebuild and compiled.find(job.target) is not None
+        if not kept:
+            (progress or Reporter()).compiling(job)
+            compiled.build(job.target)
+    facts = {"model": job.run.model.source, "built": not kept, **compiled.describe(job.target.folder)}
+    if json:
+        console.print_json(facts)
+    elif not quiet:
+        console.show_table(_rows(facts), "there already" if kept else "built")
+
+
+def _rows(facts: dict[str, Any]) -> dict[str, Any]:
+    batch, *shape = facts["shape"]
+    return {
+        "model": facts["model"],
+        "for": f"{batch} rows of {'x'.join(map(str, shape))} in {facts['dtype']} on {facts['device']}",
+        "size": f"{facts['bytes'] / 1e6:.1f} MB",
+        "build time": f"{facts['seconds']:.0f} s",
+        "folder": facts["folder"],
+    }
+
+
+def _show_kept(clear: bool, as_json: bool) -> None:
+    from ddim_cli.sampling import compiled
+
+    kept = [compiled.describe(path) for path in compiled.kept_folders()]
+    if clear:
+        compiled.clear()
+    if as_json:
+        console.print_json({"kept": [] if clear else kept, "removed": kept if clear else []})
+    elif not kept:
+        console.show_table({"kept": "nothing", "folder": compiled.folder()}, "compiled networks")
+    else:
+        for facts in kept:
+            console.show_table(_rows(facts), "removed" if clear else "kept")

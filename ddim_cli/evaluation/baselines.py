@@ -1,0 +1,162 @@
+"""What `ddim` is measured against: diffusers on the same weights, as its documentation shows it and at its best."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ddim_cli.errors import UsageError
+from ddim_cli.models.describe import ModelDescription
+from ddim_cli.models.load import read_weights
+from ddim_cli.outputs.picture import to_image
+from ddim_cli.sampling.compiled import compiler
+from ddim_cli.sampling.plan import batches
+from ddim_cli.sampling.resolve import Run
+
+if TYPE_CHECKING:
+    # Slow to import, and of no use where nothing is compared.
+    from diffusers import DDIMScheduler, UNet2DModel
+
+# The name of each as --against takes it, and what it is.
+BASELINES = {
+    "diffusers": "DDIMPipeline as its documentation shows it, its PNGs saved by Pillow",
+    "diffusers+": "the same with channels_last, torch.compile, SDPA, no progress bar and uint8 on the device",
+}
+_OUR_SCHEDULES = ("sigmoid", "laplace", "exp")
+_OUR_SPACINGS = ("quadratic", "uniform")
+
+
+def check_comparable(run: Run, names: Sequence[str]) -> None:
+    """Raise UsageError for what diffusers' pipeline does not have, or a compile that cannot be."""
+    config, [name, *_] = run.config, names
+    unknown = [
+        text
+        for text, there in (
+            ("classes", config.sampling.classes is not None),
+            ('variance = "large"', config.sampling.variance == "large"),
+            ("an explicit list of timesteps", config.sampling.timesteps is not None),
+            (f"the schedule {config.scheduler.beta_schedule}", config.scheduler.beta_schedule in _OUR_SCHEDULES),
+            (f"the spacing {config.scheduler.timestep_spacing}", config.scheduler.timestep_spacing in _OUR_SPACINGS),
+        )
+        if there
+    ]
+    if unknown:
+        raise UsageError(f"--against {name}: diffusers' DDIMPipeline does not have {' or '.join(unknown)}")
+    if "diffusers+" in names and compiler() is None:
+        raise UsageError("--against diffusers+ compiles, which needs a C++ compiler, and none was found")
+
+
+def diffusers_unet(model: ModelDescription, device: torch.device, dtype: torch.dtype) -> UNet2DModel:
+    """diffusers' own network with the model's weights, by none of our ways of building or running it."""
+    from diffusers import UNet2DModel
+
+    config = {k: v for k, v in model.network.items() if not k.startswith("_")}
+    unet = UNet2DModel.from_config({**config, "out_channels": model.channels})
+    weights = {name: tensor.to(device, dtype) for name, tensor in read_weights(model)}
+    unet.load_state_dict(weights, assign=True)
+    return unet.to(device).eval()
+
+
+def diffusers_scheduler(run: Run) -> DDIMScheduler:
+    """diffusers' scheduler with the run's settings. Its stride is its own: `previous_timestep` is not among them."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_config(run.config.scheduler.model_dump(mode="json", exclude={"previous_timestep"}))
+
+
+def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+
+def _save(image: Image.Image, seed: int, folder: Path | None) -> None:
+    if folder is not None:
+        image.save(folder / f"{seed:06d}.png")
+
+
+class Diffusers:
+    """``A``: the pipeline as documented. A contestant, as `bench.Ours` is."""
+
+    def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
+        from diffusers import DDIMPipeline
+
+        self._settings = run.config.sampling
+        self._pipeline = DDIMPipeline(diffusers_unet(run.model, device, dtype), diffusers_scheduler(run)).to(device)
+        # Its bar is drawn, as documented, but where it spoils no table of ours.
+        self._screen = open(os.devnull, "w")  # noqa: SIM115
+        self._pipeline.set_progress_bar_config(file=self._screen)
+
+    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
+        """Yield each batch's pictures, uint8 [H, W, C], once they are saved in ``folder`` (None: not saved)."""
+        for part in batches(seeds, batch_size):
+            images = self._pipeline(
+                batch_size=len(part),
+                generator=_generators(part),
+                eta=self._settings.eta,
+                num_inference_steps=self._settings.steps,
+                use_clipped_model_output=self._settings.use_clipped_model_output,
+            ).images
+            for seed, image in zip(part, images, strict=True):
+                _save(image, seed, folder)
+            yield [_channels_last(np.asarray(image)) for image in images]
+
+    def close(self) -> None:
+        self._screen.close()
+
+
+class DiffusersPlus:
+    """``A+``: diffusers' network and scheduler with every switch that its speed guide recommends."""
+
+    def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
+        self._settings, self._device, self._dtype = run.config.sampling, device, dtype
+        unet = diffusers_unet(run.model, device, dtype).to(memory_format=torch.channels_last)
+        # max-autotune tries GPU kernels, and uses CUDA graphs; on a CPU it is minutes for nothing.
+        mode = {"mode": "max-autotune"} if device.type == "cuda" else {}
+        self._unet = torch.compile(unet, fullgraph=True, dynamic=False, **mode)
+        self._scheduler = diffusers_scheduler(run)
+        self._shape = (run.model.channels, *run.model.size)
+
+    @torch.no_grad()
+    def _denoise(self, seeds: Sequence[int]) -> np.ndarray:
+        generators = _generators(seeds)
+        x = torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in generators])
+        x = x.to(self._device, memory_format=torch.channels_last)
+        self._scheduler.set_timesteps(self._settings.steps)
+        # The scheduler reads its tables on the host, by timesteps that are there too: so no step waits for the device.
+        for t, on_device in zip(self._scheduler.timesteps, self._scheduler.timesteps.to(self._device), strict=True):
+            output = self._unet(x, on_device, return_dict=False)[0]
+            x = self._scheduler.step(
+                output,
+                t,
+                x,
+                eta=self._settings.eta,
+                use_clipped_model_output=self._settings.use_clipped_model_output,
+                generator=generators,
+            ).prev_sample
+        pixels = (x / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
+        """As `Diffusers.batches`."""
+        for part in batches(seeds, batch_size):
+            pixels = self._denoise(part)
+            for seed, picture in zip(part, pixels, strict=True):
+                _save(to_image(picture), seed, folder)
+            yield list(pixels)
+
+    def close(self) -> None:
+        pass
+
+
+def make_baseline(name: str, run: Run, device: torch.device, dtype: torch.dtype) -> Diffusers | DiffusersPlus:
+    """One of `BASELINES`, loaded."""
+    return (Diffusers if name == "diffusers" else DiffusersPlus)(run, device, dtype)
+
+
+def _channels_last(pixels: np.ndarray) -> np.ndarray:
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels

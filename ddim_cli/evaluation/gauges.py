@@ -1,0 +1,162 @@
+"""What a benchmark reads off a machine: repeats and their spread, peak memory, the matrix peak, the network's time."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim_cli.sampling.host import return_memory
+from ddim_cli.sampling.loop import Sampler
+from ddim_cli.sampling.noise import ImageNoise
+from ddim_cli.sampling.plan import padded
+
+# Side of the square matrices whose product is timed: large enough for full speed, small enough to be quick.
+MATRIX_SIDE = {"cuda": 8192, "cpu": 2048, "mps": 4096}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and extremes of one value or more; ``all`` in the order in which they were measured."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {
+        "median": middle,
+        "quartiles": [low, high],
+        "min": min(values),
+        "max": max(values),
+        "all": list(values),
+    }
+
+
+class PeakMemory:
+    """The most memory in use since this was made, in bytes; ``meaning`` says of what.
+
+    On a CPU it is the process's resident memory, with the interpreter and its libraries in it.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.meaning = "torch's allocations on the device"
+            return
+        return_memory()
+        # VmHWM is reset by a write of 5; not every container allows it.
+        reset = False
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+            reset = True
+        self.meaning = "the process's resident memory" + ("" if reset else ", since the process began")
+
+    def read(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        with contextlib.suppress(OSError):
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            if found:
+                return int(found[1]) * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of the device's fastest product of two square matrices in ``dtype``."""
+    side = MATRIX_SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    a @ b
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - began < seconds:
+        synchronize(device)
+        started = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * side**3 / best
+
+
+class NetworkClock:
+    """A network that adds up the seconds spent in its calls. For a CPU, whose calls return when they are done."""
+
+    def __init__(self, network: Callable[..., Tensor]):
+        self._network = network
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        started = time.perf_counter()
+        try:
+            return self._network(*args, **kwargs)
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` as a CUDA graph, or itself where it cannot be captured."""
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return call
+    return graph.replay
+
+
+def seconds_on_cuda(call: Callable[[], Any], times: int) -> float:
+    """The device's own time of ``times`` calls on the current device: replayed from a graph, between two events."""
+    replay = _captured(call)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    replay()
+    start.record()
+    for _ in range(times):
+        replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+@torch.inference_mode()
+def network_alone(sampler: Sampler, seeds: Sequence[int], batch_size: int) -> float:
+    """Seconds that a batch's network calls take with nothing between them, on that batch's first input.
+
+    On CUDA they are replayed from a graph, where the network can be captured, and timed by events:
+    only the device's own work counts, not the launching of it.
+    """
+    rows = padded(seeds, batch_size)
+    device, steps = sampler.device, len(sampler.table)
+    x = ImageNoise(rows, sampler.shape, device).draw().to(sampler.dtype)
+    condition = sampler.condition(rows)
+
+    def call() -> Tensor:
+        return sampler.network(x, 0, *condition)
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return seconds_on_cuda(call, steps)
+    call()
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        call()
+    synchronize(device)
+    return time.perf_counter() - started
