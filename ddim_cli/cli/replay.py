@@ -127,7 +127,7 @@ def make_again(
                 check_same_pictures(group, job.record)
                 execute(job, progress)
             if check:
-                agreements += check_group(group, job.folder, job.record["runtime"])
+                agreements += check_group(group, job.folder)
     return agreements
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddim_cli.evaluation.pixels import largest_difference, psnr_db, size_text
-from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.folder import OutputFolder, read_json
 from ddim_cli.outputs.picture import read_pixels
 from ddim_cli.sampling.replay import Group, Original
 
@@ -46,10 +46,15 @@ def other_condition(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | 
     return next((f"{key} {old} then, {new} now" for key, old, new in pairs if old != new), None)
 
 
-def check_group(group: Group, folder: OutputFolder, runtime: Mapping[str, Any]) -> list[Agreement]:
-    """Compare the originals of a group with the pictures of their seeds in ``folder``, made under ``runtime``."""
-    exact = _is_exact(group.first.runtime) and _is_exact(runtime)
-    found = [_check(o, read_pixels(folder.picture(o.seed)), runtime, exact) for o in group.originals]
+def check_group(group: Group, folder: OutputFolder) -> list[Agreement]:
+    """Compare the originals of a group with the pictures of their seeds in ``folder``."""
+    # Each by its own sidecar: where memory did not suffice, later pictures are of smaller batches.
+    runtimes = [read_json(folder.sidecar(o.seed))["runtime"] for o in group.originals]
+    exact = _is_exact(group.first.runtime) and _is_exact(runtimes[0])
+    found = [
+        _check(o, read_pixels(folder.picture(o.seed)), runtime, exact)
+        for o, runtime in zip(group.originals, runtimes, strict=True)
+    ]
     return found if exact else _with_median(found)
 
 

@@ -187,8 +187,9 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
     ran = layer(
         # `auto` as it was resolved then.
         runtime__dtype=original.runtime["dtype"],
-        runtime__compile=original.runtime.get("compile") is True,
         sampling__batch_size=original.runtime["batch_size"],
+        # Compiled code is used if it is kept here too; to build it for a few pictures would not pay.
+        runtime__compile="auto" if original.runtime.get("compile") else False,
     )
     plan = layer(sampling__seeds=format_seeds(group.seeds), output__dir=str(folder), output__grid=grid)
     model = [] if moved else [_model_layer(original)]
