@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
@@ -121,8 +122,20 @@ app.add_typer(config_app, name="config")
 app.command(short_help="Versions, devices, and what a bug report needs.")(env)
 
 
+def _wait_patiently() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says how; it is read when torch is loaded.
+
+    Waiting busily is 3 % faster where nothing else runs, and several times slower where something does.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def main() -> None:
     """Entry point of ``ddim`` and ``python -m ddim_cli``."""
+    _wait_patiently()
+    # Looking for plugins of pydantic, which would have no say here, takes a fifth of the time of a small command.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
     try:
         app()
     except (KeyboardInterrupt, BrokenPipeError) as error:

@@ -15,8 +15,9 @@ from ddim_cli.sampling.plan import even_batch_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# A CPU gains little from larger batches, which only make progress coarser; the GPU's bound is not measured yet.
-MOST_ON_CPU, MOST_ON_GPU = 32, 512
+# A CPU gains little from larger batches, and a killed run loses the one that is being made: as many pixels as this,
+# and images as this. The GPU's bound is not measured yet.
+PIXELS_ON_CPU, MOST_ON_CPU, MOST_ON_GPU = 64 * 32 * 32, 64, 512
 SHARE_OF_MEMORY = 0.5
 
 
@@ -86,11 +87,14 @@ def choose_batch_size(
 ) -> int:
     """The batch size for ``count`` images; ``auto``: what memory allows, in batches of equal size.
 
-    Of a network from outside (``model`` None) nothing is known, and 32 is the most.
+    Of a network from outside (``model`` None) nothing is known, and 64 is the most.
     """
     if asked != "auto":
         return int(asked)
     most = MOST_ON_CPU if device.type == "cpu" or model is None else MOST_ON_GPU
+    if model is not None and device.type == "cpu":
+        height, width = model.size
+        most = max(1, min(most, PIXELS_ON_CPU // (height * width)))
     if model is not None:
         by_memory = int(total_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype.itemsize))
         most = max(1, min(most, by_memory))
