@@ -2,9 +2,8 @@
 
 import json
 import os
+import signal
 import sys
-
-import diffusers.models.unets.unet_2d  # noqa: F401
 
 import ddim_cli.sampling.run  # noqa: F401
 from ddim_cli.cli.app import main
@@ -17,6 +16,8 @@ def become_ddim(question: dict) -> None:
         for number, ending in ((1, "out"), (2, "err")):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(f"{question['streams']}.{ending}", flags), number)
+        # Tests that run in the background of a shell have it ignored, and so would their children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(question["cwd"])
         os.environ.update(question["env"])
         exec(question["before"], {})
