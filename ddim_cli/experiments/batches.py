@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ddim_cli.errors import InterruptedRunError, RunError
-from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.sampling.loop import is_out_of_memory
 from ddim_cli.sampling.run import Job, Reporter
 
@@ -51,14 +49,3 @@ def check_finite(x: Tensor, what: list[str], job: Job) -> None:
         if not finite:
             remedy = "try --dtype float32" if job.dtype != torch.float32 else "are the weights those of this model?"
             raise RunError(f"{name}: the result is not finite; {remedy}")
-
-
-def write_if_changed(path: Path, data: bytes, fsync: bool) -> bool:
-    """Write ``data`` to ``path`` unless that is what it holds; whether it was written. Raises OSError."""
-    try:
-        if path.read_bytes() == data:
-            return False
-    except OSError:
-        pass
-    write_atomically(path, data, fsync)
-    return True

@@ -136,7 +136,7 @@ def _write(job: Job, seed: int, frames: Sequence[np.ndarray], watch: Watch, gif:
         animation = encode_gif(images, labels, rests=[len(images) - 1])
         write_atomically(path.with_suffix(".gif"), animation, fsync)
     eta = job.record["sampling"]["eta"]
-    caption = f"seed {seed}: {NAMES[watch.show]}   {job.run.model.name}, {len(timesteps)} steps, eta {eta:g}"
+    caption = f"seed {seed}: {NAMES[watch.show]} ({job.run.model.name}, {len(timesteps)} steps, eta {eta:g})"
     strip = draw_strip([Row(images, labels)], caption)
     described = describe_strip(job.record, seed, watch.facts(timesteps), np.asarray(strip))
     write_atomically(path, encode_png(strip, to_text(described)), fsync)

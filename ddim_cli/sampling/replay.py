@@ -66,6 +66,9 @@ def _check_record(record: Any, path: Path) -> None:
     """UsageError unless all that replay needs is there."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UsageError(f"{path}: is no sidecar of ddim ({SCHEMA})")
+    sampling = record.get("sampling")
+    if record.get("seed") is None and isinstance(sampling, dict) and "between" in sampling:
+        raise UsageError(f"{path}: is a frame between the noises of several seeds; ddim interpolate makes it again")
     wanted = {
         "seed": lambda r: type(r["seed"]) is int and 0 <= r["seed"] <= MAX_SEED,
         "image.pixels_sha256": lambda r: isinstance(r["image"]["pixels_sha256"], str),

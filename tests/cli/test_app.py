@@ -20,6 +20,7 @@ COMMANDS = (
     ["config", "schema"],
     ["replay"],
     ["trajectory"],
+    ["interpolate"],
     ["verify"],
     ["compare"],
     ["bench"],
