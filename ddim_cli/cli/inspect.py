@@ -139,19 +139,21 @@ def _strip(strip: Any) -> str | None:
         return None
     if "show" in strip:
         what = {"x0": "the predicted x0", "xt": "the state x_t"}.get(strip["show"], strip["show"])
-        return f"{what} at timesteps {' '.join(map(str, strip.get('timesteps') or []))}"
-    return f"{strip.get('frames')} frames between the noises of seeds {' '.join(map(str, strip.get('seeds') or []))}"
+        return f"{what} at timesteps {_listed(strip.get('timesteps'))}"
+    return f"{strip.get('frames')} frames between the noises of seeds {_listed(strip.get('seeds'))}"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values if isinstance(values, list) else [values]))
 
 
 def _between(between: Any) -> str | None:
     """``{"seeds": [3, 8], "weight": 0.3}`` in words."""
     if not isinstance(between, dict):
         return None
-    weight = between.get("weight")
-    weight = weight if isinstance(weight, list) else [weight]
-    seeds = between.get("seeds")
-    seeds = seeds if isinstance(seeds, list) else [seeds]
-    return f"the noises of seeds {', '.join(map(str, seeds))}, at {', '.join(map(str, weight))}"
+    weights = between.get("weight")
+    weights = [f"{w:.4g}" for w in (weights if isinstance(weights, list) else [weights]) if isinstance(w, (int, float))]
+    return f"the noises of seeds {_listed(between.get('seeds'))}, at {_listed(weights)}"
 
 
 def _model(model: Mapping[str, Any]) -> str:

@@ -118,6 +118,22 @@ def test_files_that_say_nothing_of_a_picture(ddim, made, tmp_path):
     assert ddim("inspect", made / "000000.png", "--image-size", 8).exit_code == 2
 
 
+@pytest.mark.parametrize("nonsense", [None, 3, "x", [1], {"a": 1}])
+def test_a_sidecar_of_nonsense_is_shown_or_refused(ddim, made, nonsense):
+    whole = json.loads((made / "000000.json").read_text())
+    for section in ("image", "sampling", "model", "runtime"):
+        for key in [*whole[section], "between"]:
+            record = {**whole, section: {**whole[section], key: nonsense}}
+            (made / "000000.json").write_text(json.dumps(record))
+            result = ddim("inspect", made / "000000.json")
+            assert result.exit_code == 0, (section, key, result.stderr)
+    for key in ("seed", "timing", "created", "strip", "config"):
+        (made / "000000.json").write_text(json.dumps({**whole, key: nonsense}))
+        result = ddim("inspect", made / "000000.json")
+        assert result.exit_code in (0, 2), (key, result.stderr)
+        assert "unexpected" not in result.stderr
+
+
 def test_a_picture_is_inspected_without_torch(made, tmp_path):
     code = (
         "import sys\nfrom ddim_cli.cli.app import app\n"

@@ -92,7 +92,7 @@ def test_a_strip_a_seed(ddim, tiny_model, tmp_path):
         assert animation.n_frames == 4
         assert animation.info["loop"] == 0
     shown = ddim("inspect", "out/000001.x0.png").stdout
-    assert "strip: the predicted x0 at timesteps 913 581 249 0" in shown
+    assert "strip: the predicted x0 at timesteps 913, 581, 249, 0" in shown
     assert "again" not in shown
 
 
