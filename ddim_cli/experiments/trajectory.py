@@ -13,7 +13,7 @@ import torch
 
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.batches import check_finite, ending_well
-from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.sidecar import STRIP_SCHEMA, describe_strip, to_text
@@ -158,6 +158,7 @@ def execute(job: Job, watch: Watch, gif: bool, reporter: Reporter | None = None,
         reporter.loading(job)
         network, job = load_job_network(job, len(todo), reporter)
         job.folder.create()
+        remove_leftovers(job.folder.path)
         model = job.run.model
         sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
         started = time.perf_counter()
