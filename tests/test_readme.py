@@ -63,6 +63,12 @@ def test_every_file_and_flag_that_is_named_exists():
         "--repeats",
         "--no-files",
         "--psnr-images",
+        "--show",
+        "--every",
+        "--gif",
+        "--between",
+        "--frames",
+        "--square",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
         "--array",

@@ -20,9 +20,11 @@ from ddim_cli.cli.console import print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
 from ddim_cli.cli.inspect import inspect
+from ddim_cli.cli.interpolate import interpolate
 from ddim_cli.cli.replay import replay
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
+from ddim_cli.cli.trajectory import trajectory
 from ddim_cli.cli.verify import verify
 
 HELP = """\
@@ -113,8 +115,10 @@ app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample
 app.command(short_help="Make pictures again from what they say of themselves.")(replay)
 app.command(short_help="Check an output folder: nothing missing, nothing changed.")(verify)
 app.command(short_help="Compare a folder with golden pictures, for CI.")(compare)
+app.command(short_help="Pictures between the pictures of two seeds, or of four, or along a path.")(interpolate)
+app.command(short_help="How pictures come about: a strip of frames along the steps of a seed.")(trajectory)
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
-app.command(short_help="What a model is: shape, weights, scheduler, cost.")(inspect)
+app.command(short_help="What a model is: shape, weights, cost; or how a PNG was made.")(inspect)
 app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)
 app.command(short_help="Images a second, beside diffusers on the same model.")(bench)
 app.command("compile", short_help="Build and keep the compiled network that sample will use.")(compile_network)

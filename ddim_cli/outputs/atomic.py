@@ -23,7 +23,10 @@ except ImportError:  # Windows
     fcntl = None
 
 # .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock
-_OURS = re.compile(r"\.(\d{6,}\.(png|json)|run\.json|grid\.png)(\.[0-9a-f]{12}\.tmp|\.lock)")
+_OURS = re.compile(
+    r"\.((\d{6,}|frame_\d{3,})\.(png|json)|\d{6,}\.(x0|xt)\.(png|gif)|run\.json|grid\.png|strip\.(png|gif))"
+    r"(\.[0-9a-f]{12}\.tmp|\.lock)"
+)
 # Without locks: a temporary file lives for as long as one file takes to write.
 SECONDS_BEFORE_ABANDONED = 3600.0
 TRIES = 5

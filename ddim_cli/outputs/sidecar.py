@@ -18,6 +18,8 @@ from ddim_cli.config.seeds import parse_classes
 from ddim_cli.outputs.jsontext import dump_json
 
 SCHEMA = "ddim-cli/sidecar/1"
+# Of a picture of several frames, which no one seed makes again.
+STRIP_SCHEMA = "ddim-cli/strip/1"
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 # The steps asked for do not matter, only the grid that ran; nor does the device, up to rounding.
@@ -67,11 +69,12 @@ def utc_now() -> str:
 
 
 def describe_picture(
-    record: Mapping[str, Any], seed: int, pixels: np.ndarray, batch_size: int | None = None
+    record: Mapping[str, Any], seed: int | None, pixels: np.ndarray, batch_size: int | None = None
 ) -> dict[str, Any]:
     """What can be said of a picture before it has a file. ``pixels`` is uint8 [H, W, C].
 
-    ``batch_size`` is that of its batch, where it is not the record's: once memory did not suffice for that.
+    ``batch_size`` is that of its batch, where it is not the record's: once memory did not suffice for that. ``seed``
+    is None for a picture that no single seed makes; what its noise is made of is in the record's sampling.
     """
     height, width, channels = pixels.shape
     return {
@@ -89,9 +92,17 @@ def describe_picture(
     }
 
 
-def _sampling_of(sampling: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def describe_strip(
+    record: Mapping[str, Any], seed: int | None, strip: Mapping[str, Any], pixels: np.ndarray
+) -> dict[str, Any]:
+    """As `describe_picture`, of several frames in one picture; ``strip`` says what they show."""
+    schema, *rest = describe_picture(record, seed, pixels).items()
+    return {schema[0]: STRIP_SCHEMA, "strip": dict(strip), **dict(rest)}
+
+
+def _sampling_of(sampling: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
     """The section ``sampling`` of one picture: its class stands beside the classes it was taken from."""
-    if "classes" not in sampling:
+    if "classes" not in sampling or seed is None:
         return dict(sampling)
     classes = parse_classes(sampling["classes"])
     return {**sampling, "class": classes[seed % len(classes)]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,31 @@ from ddim_cli.outputs.sidecar import complete, describe_picture, identity, to_te
 THREADS = 2
 # Pictures that may wait for a thread: memory stays flat, and a slow disk slows the run instead.
 QUEUE = 64
+
+
+def write_pair(
+    folder: OutputFolder,
+    path: Path,
+    described: Mapping[str, Any],
+    pixels: np.ndarray,
+    seconds: float,
+    settings: Mapping[str, Any],
+) -> None:
+    """Write a picture, uint8 [H, W, C], to ``path`` in ``folder``, then its sidecar, unless the pair is there.
+
+    ``described`` is what `describe_picture` says of it, ``settings`` its identity. Raises OSError, and UsageError for
+    a pair of other settings.
+    """
+    png = encode_png(to_image(pixels), to_text(described))
+    sidecar_path = path.with_suffix(".json")
+    # Another process may be making the same picture, in batches of another size: a pair is of one of them.
+    with locked(sidecar_path) as held:
+        if folder.is_pair(str(sidecar_path), settings):
+            return
+        write_atomically(path, png, folder.fsync)
+        # The sidecar last: its presence means that the pair is complete.
+        sidecar = complete(described, path.name, len(png), seconds)
+        held.write(to_text(sidecar).encode(), folder.fsync)
 
 
 class PictureWriter:
@@ -52,20 +78,11 @@ class PictureWriter:
     def _write(self, seed: int, pixels: np.ndarray, seconds: float, batch_size: int | None) -> None:
         if self._failure is not None:
             return
-        path, fsync = self._folder.picture(seed), self._folder.fsync
+        path = self._folder.picture(seed)
         if self._folder.subdirs:
             path.parent.mkdir(exist_ok=True)
         described = describe_picture(self._record, seed, pixels, batch_size)
-        png = encode_png(to_image(pixels), to_text(described))
-        sidecar_path = path.with_suffix(".json")
-        # Another process may be making the same picture, in batches of another size: a pair is of one of them.
-        with locked(sidecar_path) as held:
-            if self._folder.is_pair(str(sidecar_path), self._settings):
-                return
-            write_atomically(path, png, fsync)
-            # The sidecar last: its presence means that the pair is complete.
-            sidecar = complete(described, path.name, len(png), seconds)
-            held.write(to_text(sidecar).encode(), fsync)
+        write_pair(self._folder, path, described, pixels, seconds, self._settings)
 
     def _done(self, future: Future) -> None:
         self._free.release()

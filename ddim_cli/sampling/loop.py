@@ -77,10 +77,14 @@ def advance(
     return ddim_step(x, output, sampler.table.row(i), sampler.treatment, noise)
 
 
-def trajectory(sampler: Sampler, seeds: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (x after the step, predicted x0) for every step of a batch; float32 [B, C, H, W] on the device."""
+def trajectory(sampler: Sampler, seeds: Sequence[int], x: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (x after the step, predicted x0) for every step of a batch; float32 [B, C, H, W] on the device.
+
+    ``x`` replaces the seeds' initial noise, float32 [B, C, H, W]; noise that steps add, and classes, are still theirs.
+    """
     noise = ImageNoise(seeds, sampler.shape, sampler.device)
-    x = noise.draw()
+    drawn = noise.draw()
+    x = drawn if x is None else x.to(sampler.device)
     condition = sampler.condition(seeds)
     for i in range(len(sampler.table)):
         x, x0 = advance(sampler, x, i, condition, noise.draw() if sampler.draws_noise else None)

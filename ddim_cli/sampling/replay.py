@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ddim_cli.config.layers import Layer, table_layer
 from ddim_cli.config.seeds import MAX_SEED, format_seeds
 from ddim_cli.errors import ModelError, UsageError
 from ddim_cli.outputs.folder import RUN_SCHEMA, read_json
-from ddim_cli.outputs.picture import CHUNK
+from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity
 from ddim_cli.sampling.resolve import Run, resolve
 
@@ -64,27 +62,13 @@ class Group:
         return self.first.runtime["threads"]
 
 
-def _text_inside(path: Path) -> Any:
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()
-            text = image.text.get(CHUNK)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except Exception:
-        raise UsageError(f"{path}: cannot be read as a PNG") from None
-    if text is None:
-        raise UsageError(f"{path}: has no text {CHUNK!r} inside that says how it was made")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise UsageError(f"{path}: the text {CHUNK!r} inside it does not parse") from None
-
-
 def _check_record(record: Any, path: Path) -> None:
     """UsageError unless all that replay needs is there."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UsageError(f"{path}: is no sidecar of ddim ({SCHEMA})")
+    sampling = record.get("sampling")
+    if record.get("seed") is None and isinstance(sampling, dict) and "between" in sampling:
+        raise UsageError(f"{path}: is a frame between the noises of several seeds; ddim interpolate makes it again")
     wanted = {
         "seed": lambda r: type(r["seed"]) is int and 0 <= r["seed"] <= MAX_SEED,
         "image.pixels_sha256": lambda r: isinstance(r["image"]["pixels_sha256"], str),
@@ -117,7 +101,7 @@ def read_original(path: Path) -> Original | None:
     if path.name == "grid.png":
         return None
     if path.suffix.lower() == ".png":
-        record, picture = _text_inside(path), path
+        record, picture = text_inside(path), path
     else:
         if not path.exists():
             raise UsageError(f"{path}: no such file")

@@ -162,8 +162,10 @@ def make_sampler(
     )
 
 
-def make_job(run: Run, shard: Shard = Shard()) -> Job:
+def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
     """Settle device, dtype, batch size and folder. Reads the weights only to hash them.
+
+    ``ending`` is that of the default folder's name, for what is not the pictures of seeds.
 
     Raises:
         UsageError: for a device that is not there, or a folder that cannot be used.
@@ -178,7 +180,7 @@ def make_job(run: Run, shard: Shard = Shard()) -> Job:
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
     batch_size = choose_batch_size(config.sampling.batch_size, len(config.seeds()), run.model, device, dtype)
     record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size))
-    name = f"{run.model.name}-{record['sampling']['steps']}steps-{identity_hash(record)}"
+    name = f"{run.model.name}-{record['sampling']['steps']}steps-{identity_hash(record)}{ending}"
     try:
         path = Path(config.output.dir).expanduser() if config.output.dir else Path("outputs") / name
     except RuntimeError as error:

@@ -1,7 +1,11 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 DATA = Path(__file__).parents[1] / "data" / "ddim-original-tiny"
 
@@ -37,3 +41,105 @@ def test_mistakes(ddim, args):
     result = ddim("inspect", *args)
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
+
+
+@pytest.fixture
+def made(ddim, tiny_model, tmp_path):
+    """Two pictures of the tiny model."""
+    assert ddim("sample", "-m", tiny_model, "-n", 2, "--steps", 20, "--eta", 0.5, "-o", "out").exit_code == 0
+    return tmp_path / "out"
+
+
+def test_a_picture_from_its_png_and_from_its_sidecar(ddim, made):
+    sidecar = json.loads((made / "000001.json").read_text())
+    for name in ("000001.png", "000001.json"):
+        found = json.loads(ddim("inspect", made / name, "--json").stdout)
+        assert found["told_by"] == str(made / name)
+        assert found["picture"] == str(made / "000001.png")
+        assert found["pixels_unchanged"] is True
+        assert {k: found[k] for k in sidecar} == sidecar
+    shown = ddim("inspect", made / "000001.png").stdout
+    lines = ("seed: 1", "eta: 0.5", "steps: 20: 950 900 850 800 750 700 ... 200 150 100 50 0", "image: 8 x 8 RGB")
+    for line in (*lines, "pixels: as they were made", "again: ddim replay", "beta_schedule = linear", "made at: 2"):
+        assert line in shown, line
+
+
+def test_a_picture_that_lost_its_sidecar_or_its_text(ddim, made):
+    sidecar = json.loads((made / "000000.json").read_text())
+    (made / "000000.json").rename(made / "kept.json")
+    found = json.loads(ddim("inspect", made / "000000.png", "--json").stdout)
+    assert found["seed"] == 0
+    assert "created" not in found
+    assert found["sampling"] == sidecar["sampling"]
+    # An editor drops the text; the sidecar beside it still tells.
+    (made / "kept.json").rename(made / "000000.json")
+    with Image.open(made / "000000.png") as image:
+        Image.fromarray(np.asarray(image)).save(made / "000000.png")
+    found = json.loads(ddim("inspect", made / "000000.png", "--json").stdout)
+    assert (found["told_by"], found["pixels_unchanged"]) == (str(made / "000000.json"), True)
+
+
+def test_another_pictures_sidecar_is_not_believed(ddim, made):
+    (made / "000001.json").write_text((made / "000000.json").read_text().replace("000000.png", "000001.png"))
+    found = json.loads(ddim("inspect", made / "000001.png", "--json").stdout)
+    assert (found["seed"], "created" in found) == (1, False)
+
+
+def test_a_picture_that_was_changed_says_so(ddim, made):
+    with Image.open(made / "000000.png") as image:
+        pixels = np.asarray(image).copy()
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(made / "000000.png")
+    result = ddim("inspect", made / "000000.png")
+    assert result.exit_code == 0
+    assert "pixels: changed since" in result.stdout
+    assert "it was changed since" in result.stderr
+    (made / "000000.png").unlink()
+    assert "the PNG is not there" in ddim("inspect", made / "000000.json").stdout
+
+
+def test_files_that_say_nothing_of_a_picture(ddim, made, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "noise.png").write_bytes(b"no PNG")
+    (tmp_path / "other.json").write_text("{}")
+    expected = {
+        made / "grid.png": "is a contact sheet",
+        made / "run.json": "is of a whole run",
+        "plain.png": "has no text 'ddim' inside",
+        "noise.png": "cannot be read as a PNG",
+        "other.json": "does not say how a picture of ddim was made",
+        "absent.png": "no such file",
+        "absent.json": "no such file",
+    }
+    for name, text in expected.items():
+        result = ddim("inspect", name)
+        assert result.exit_code == 2
+        assert text in result.stderr
+    assert ddim("inspect", made / "000000.png", "--image-size", 8).exit_code == 2
+
+
+@pytest.mark.parametrize("nonsense", [None, 3, "x", [1], {"a": 1}])
+def test_a_sidecar_of_nonsense_is_shown_or_refused(ddim, made, nonsense):
+    whole = json.loads((made / "000000.json").read_text())
+    for section in ("image", "sampling", "model", "runtime"):
+        for key in [*whole[section], "between"]:
+            record = {**whole, section: {**whole[section], key: nonsense}}
+            (made / "000000.json").write_text(json.dumps(record))
+            result = ddim("inspect", made / "000000.json")
+            assert result.exit_code == 0, (section, key, result.stderr)
+    for key in ("seed", "timing", "created", "strip", "config"):
+        (made / "000000.json").write_text(json.dumps({**whole, key: nonsense}))
+        result = ddim("inspect", made / "000000.json")
+        assert result.exit_code in (0, 2), (key, result.stderr)
+        assert "unexpected" not in result.stderr
+
+
+def test_a_picture_is_inspected_without_torch(made, tmp_path):
+    code = (
+        "import sys\nfrom ddim_cli.cli.app import app\n"
+        "for name in ('png', 'json'):\n"
+        "    try: app(['inspect', f'out/000000.{name}'])\n    except SystemExit as e: assert not e.code, e.code\n"
+        "assert not {'torch', 'diffusers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

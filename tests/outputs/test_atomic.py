@@ -18,6 +18,8 @@ RECORD = {"sampling": {"timesteps": [0]}, "scheduler": {}, "model": {}, "runtime
 
 def test_leftovers_go_and_nothing_else(tmp_path):
     ours = [TEMPORARY, ".000012.json.ba9876543210.tmp", ".run.json.0123456789ab.tmp", ".000012.png.lock"]
+    ours += [f".{name}.0123456789ab.tmp" for name in ("frame_007.png", "000012.x0.gif", "000012.xt.png", "strip.png")]
+    ours += [".frame_007.json.lock"]
     foreign = [".notes.tmp", ".000012.png.tmp", ".gitignore", "000012.png", ".x.png.0123456789ab.tmp", ".yarn.lock"]
     for name in [*ours, *foreign]:
         (tmp_path / name).write_bytes(b"x")

@@ -1,0 +1,124 @@
+"""What a file says of how a picture was made: its sidecar, or the text inside the PNG."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.folder import RUN_SCHEMA, read_json
+from ddim_cli.outputs.picture import CHUNK
+from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, of_the_picture
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a picture.
+
+    ``told_by`` is the file that says it, a sidecar, or the PNG itself; ``record`` what it says, with all that a
+    sidecar has where one is there; ``picture`` the PNG, None if that is not there; ``unchanged`` whether its pixels
+    are still those that were recorded, None if that cannot be told.
+    """
+
+    told_by: Path
+    record: Mapping[str, Any]
+    picture: Path | None
+    unchanged: bool | None
+
+
+def text_inside(path: Path) -> Any:
+    """The JSON in the PNG's chunk. Raises UsageError where there is no PNG, no such chunk or no JSON in it."""
+    return _parse(path, _open_png(path)[0])
+
+
+def _open_png(path: Path) -> tuple[str | None, str]:
+    """The text inside a PNG, None if it has none, and the sha256 of its pixels. Raises UsageError."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            return image.text.get(CHUNK), hashlib.sha256(image.tobytes()).hexdigest()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except Exception:
+        # Pillow meets damage with errors of many kinds.
+        raise UsageError(f"{path}: cannot be read as a PNG") from None
+
+
+def _parse(path: Path, text: str | None) -> Any:
+    if text is None:
+        raise UsageError(f"{path}: has no text {CHUNK!r} inside that says how it was made")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UsageError(f"{path}: the text {CHUNK!r} inside it does not parse") from None
+
+
+def trace(path: Path) -> Provenance:
+    """What is known of the picture that ``path``, a PNG or a sidecar, stands for.
+
+    A PNG's own text is believed before a sidecar: it cannot have been left behind by another picture. Where it has
+    none, as after an editor, the sidecar beside it is read.
+
+    Raises:
+        UsageError: for a file that is not there, or that says nothing of one picture.
+    """
+    return _trace_picture(path) if path.suffix.lower() == ".png" else _trace_sidecar(path)
+
+
+def _trace_picture(path: Path) -> Provenance:
+    if path.name == "grid.png":
+        raise UsageError(f"{path}: is a contact sheet; name one of the pictures beside it")
+    text, pixels = _open_png(path)
+    beside = path.with_suffix(".json")
+    sidecar = read_json(beside)
+    if sidecar is not None and (not _is_whole(sidecar) or sidecar["image"].get("file") != path.name):
+        sidecar = None
+    if text is None and sidecar is not None:
+        return Provenance(beside, sidecar, path, _is_same(sidecar, pixels))
+    record = _checked(_parse(path, text), path)
+    if sidecar is not None and of_the_picture(sidecar) == record:
+        # The same, and when it was made.
+        record = sidecar
+    return Provenance(path, record, path, _is_same(record, pixels))
+
+
+def _trace_sidecar(path: Path) -> Provenance:
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+    record = read_json(path)
+    if record is None:
+        raise UsageError(f"{path}: cannot be read as a JSON object")
+    if record.get("schema") == RUN_SCHEMA:
+        raise UsageError(f"{path}: is of a whole run; name the sidecar of one picture")
+    record, picture = _checked(record, path), path.with_suffix(".png")
+    try:
+        return Provenance(path, record, picture, _is_same(record, _open_png(picture)[1]))
+    except UsageError:
+        # What the sidecar says holds, whatever became of the picture.
+        return Provenance(path, record, picture if picture.exists() else None, None)
+
+
+def _is_whole(record: Any) -> bool:
+    sections = ("image", "sampling", "scheduler", "model", "runtime", "config")
+    return (
+        isinstance(record, dict)
+        and record.get("schema") in (SCHEMA, STRIP_SCHEMA)
+        and all(isinstance(record.get(section), dict) for section in sections)
+    )
+
+
+def _checked(record: Any, path: Path) -> dict[str, Any]:
+    if not _is_whole(record):
+        raise UsageError(f"{path}: does not say how a picture of ddim was made ({SCHEMA})")
+    return record
+
+
+def _is_same(record: Mapping[str, Any], pixels_sha256: str) -> bool | None:
+    recorded = record["image"].get("pixels_sha256")
+    return recorded == pixels_sha256 if isinstance(recorded, str) else None

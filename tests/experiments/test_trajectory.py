@@ -1,0 +1,166 @@
+"""``ddim trajectory``: what its frames are, and that it goes on where it was stopped."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddim_cli.config.layers import merge, table_layer
+from ddim_cli.experiments.trajectory import Watch, watch_batch
+from ddim_cli.models.describe import describe_model
+from ddim_cli.models.load import load_sampling_network
+from ddim_cli.sampling.loop import run_batches, to_uint8
+from ddim_cli.sampling.resolve import judge
+from ddim_cli.sampling.run import make_sampler
+
+CPU = torch.device("cpu")
+
+
+def sampler_of(tiny_model, **sampling):
+    settings = {"model": {"source": str(tiny_model)}, "sampling": {"steps": 6, **sampling}}
+    resolved = merge([table_layer(settings, "test")])
+    model = describe_model(resolved.config.model)
+    return make_sampler(judge(resolved, model), load_sampling_network(model), CPU, torch.float32, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("count", "every", "x0", "xt"),
+    [
+        (50, None, [0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 49], [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]),
+        (10, 4, [0, 4, 8, 9], [0, 4, 8]),
+        (3, 100, [0, 2], [0]),
+        (1, None, [0], [0]),
+    ],
+)
+def test_which_steps_are_shown(count, every, x0, xt):
+    assert list(Watch("x0", every).steps(count)) == x0
+    assert list(Watch("xt", every).steps(count)) == xt
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("show", ["x0", "xt"])
+def test_the_last_frame_is_the_picture_that_sample_makes(tiny_model, show, eta):
+    sampler = sampler_of(tiny_model, eta=eta)
+    frames, _ = watch_batch(sampler, (4, 5), 3, Watch(show, 2))
+    [pictures] = run_batches(sampler, (4, 5), 3)
+    for of_a_seed, picture in zip(frames, pictures, strict=True):
+        assert np.array_equal(of_a_seed[-1], picture.pixels)
+    assert not np.array_equal(frames[0][0], frames[0][-1])
+
+
+def test_frames_are_the_state_and_the_prediction_in_closed_form(tiny_model):
+    """A network that predicts no noise: x0 is x_T / sqrt(alpha_bar_T), clipped, at every step, and x_t is
+    sqrt(alpha_bar_t) of that."""
+    sampler = replace(sampler_of(tiny_model, steps=5), network=lambda x, i: torch.zeros_like(x))
+    noise = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(9))
+    signal = sampler.table.alpha_bar.sqrt().float()
+    x0 = (noise / signal[0]).clamp(-1, 1)
+
+    def frames(show):
+        return np.stack(watch_batch(sampler, (9,), 1, Watch(show, 1))[0][0]).astype(int)
+
+    def expected(states):
+        return to_uint8(torch.stack(states)).numpy().astype(int)
+
+    assert abs(frames("x0") - expected([x0] * 5)).max() <= 1
+    assert abs(frames("xt") - expected([noise, *(s * x0 for s in signal[1:]), x0])).max() <= 1
+
+
+def command(tiny_model, *more):
+    return ("trajectory", "-m", tiny_model, "--seeds", "0-2", "-b", 2, "--steps", 12, "-o", "out", *more)
+
+
+def test_a_strip_a_seed(ddim, tiny_model, tmp_path):
+    result = ddim(*command(tiny_model, "--every", 4, "--gif", "--json"))
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["strips"], found["made"], found["present"], found["show"]) == (3, 3, 0, "x0")
+    timesteps = [11 * 83, 7 * 83, 3 * 83, 0]
+    assert found["timesteps"] == timesteps
+    expected = {f"{seed:06d}.x0.{kind}" for seed in range(3) for kind in ("png", "gif")}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == expected
+    with Image.open(tmp_path / "out" / "000001.x0.png") as strip:
+        strip.load()
+        # Four frames of 8 pixels, enlarged twelve times.
+        assert strip.width == 2 * 10 + 4 * 96 + 3 * 6
+        text = json.loads(strip.text["ddim"])
+    assert (text["seed"], text["strip"]) == (1, {"show": "x0", "timesteps": timesteps})
+    with Image.open(tmp_path / "out" / "000001.x0.gif") as animation:
+        assert animation.n_frames == 4
+        assert animation.info["loop"] == 0
+    shown = ddim("inspect", "out/000001.x0.png").stdout
+    assert "strip: the predicted x0 at timesteps 913, 581, 249, 0" in shown
+    assert "again" not in shown
+
+
+def test_the_last_tile_of_a_strip_is_the_picture(ddim, tiny_model, tmp_path):
+    assert ddim(*command(tiny_model)).exit_code == 0
+    assert ddim("sample", *command(tiny_model)[1:-1], "pictures").exit_code == 0
+    strip = np.asarray(Image.open(tmp_path / "out" / "000002.x0.png"))
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "000002.png")).repeat(12, 0).repeat(12, 1)
+    top = 10 + 22 + 3
+    assert np.array_equal(strip[top : top + 96, -106:-10], picture)
+
+
+def test_the_same_command_goes_on(ddim, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    assert ddim(*command(tiny_model)).exit_code == 0
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    again = ddim(*command(tiny_model))
+    assert (again.exit_code, "nothing to do" in again.stdout) == (0, True)
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    (out / "000001.x0.png").write_bytes(b"half")
+    found = json.loads(ddim(*command(tiny_model, "--json")).stdout)
+    assert (found["made"], found["present"]) == (1, 2)
+    assert {p.name for p in out.iterdir() if p.stat().st_mtime_ns != before[p.name]} == {"000001.x0.png"}
+    # Other steps, or an animation beside them, are made anew; other settings need another folder.
+    assert json.loads(ddim(*command(tiny_model, "--every", 3, "--json")).stdout)["made"] == 3
+    assert json.loads(ddim(*command(tiny_model, "--every", 3, "--gif", "--json")).stdout)["made"] == 3
+    refused = ddim(*command(tiny_model, "--eta", 1))
+    assert refused.exit_code == 2
+    assert "was made with sampling.eta = 0.0, this run has 1.0" in refused.stderr
+    assert ddim(*command(tiny_model, "--eta", 1, "--overwrite")).exit_code == 0
+
+
+def test_strips_in_a_folder_of_pictures_are_no_problem(ddim, tiny_model):
+    assert ddim("sample", *command(tiny_model)[1:]).exit_code == 0
+    assert ddim(*command(tiny_model)).exit_code == 0
+    assert ddim("verify", "out").exit_code == 0
+
+
+def test_by_default_the_folder_is_not_that_of_sample(ddim, tiny_model):
+    found = json.loads(ddim("trajectory", "-m", tiny_model, "-n", 1, "--steps", 2, "--json").stdout)
+    assert found["folder"].startswith("outputs/tiny-2steps-")
+    assert found["folder"].endswith("-trajectory")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--every", "0"], "--every 0: it takes an integer of at least 1"),
+        (["--show", "noise"], "xt"),
+        (["--seeds", "3-1"], "runs backwards"),
+    ],
+)
+def test_mistakes(ddim, tiny_model, args, text, tmp_path):
+    result = ddim(*command(tiny_model, *args))
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_fails_is_named_by_its_seed(ddim, tiny_model, monkeypatch):
+    from ddim_cli.experiments import trajectory as room
+
+    whole = room.make_sampler
+
+    def broken(*args):
+        return replace(whole(*args), network=lambda x, i: x * float("nan"))
+
+    monkeypatch.setattr(room, "make_sampler", broken)
+    result = ddim(*command(tiny_model))
+    assert result.exit_code == 1
+    assert "seed 0: the result is not finite" in result.stderr
