@@ -259,7 +259,7 @@ def test_a_network_that_explodes_names_seed_and_step(ddim, tiny_model, tmp_path)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(start, tiny_model, tmp_path):
-    command = ("sample", "-m", tiny_model, "-n", 120, "--steps", 80, "-b", 4, "-o", "out")
+    command = ("sample", "-m", tiny_model, "-n", 120, "--steps", 30, "-b", 4, "-o", "out")
     process, out = start(*command), tmp_path / "out"
     deadline = time.monotonic() + 120
     while not (out / "000007.json").exists():
