@@ -75,7 +75,7 @@ def _rows(facts: dict[str, Any]) -> dict[str, Any]:
     batch, *shape = facts["shape"]
     return {
         "model": facts["model"],
-        "for": f"{batch} rows of {'x'.join(map(str, shape))} in {facts['dtype']} on {facts['device']}",
+        "for": f"{console.counted(batch, 'row')} of {'x'.join(map(str, shape))} in {facts['dtype']} on {facts['device']}",
         "size": f"{facts['bytes'] / 1e6:.1f} MB",
         "build time": f"{facts['seconds']:.0f} s",
         "folder": facts["folder"],
