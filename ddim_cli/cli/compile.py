@@ -73,9 +73,10 @@ def compile_network(
 
 def _rows(facts: dict[str, Any]) -> dict[str, Any]:
     batch, *shape = facts["shape"]
+    size = "x".join(map(str, shape))
     return {
         "model": facts["model"],
-        "for": f"{console.counted(batch, 'row')} of {'x'.join(map(str, shape))} in {facts['dtype']} on {facts['device']}",
+        "for": f"{console.counted(batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}",
         "size": f"{facts['bytes'] / 1e6:.1f} MB",
         "build time": f"{facts['seconds']:.0f} s",
         "folder": facts["folder"],
