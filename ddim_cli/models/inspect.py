@@ -21,14 +21,16 @@ def flops(model: ModelDescription) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ddim_cli.models.load import build_network
+    from ddim_cli.models.load import build_network, build_unet, network_config
+    from ddim_cli.models.unet import supports
 
-    network = build_network(model).eval()
+    # Diffusers' counts the same, but takes longer to import than to count.
+    network = (build_unet if supports(network_config(model)) else build_network)(model).eval()
     x = torch.empty(1, model.channels, *model.size, device="meta")
     t = torch.zeros(1, dtype=torch.int64, device="meta")
     labels = t if model.network.get("num_class_embeds") else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, t, class_labels=labels)
+        network(x, t, labels)
     return counter.get_total_flops()
 
 

@@ -189,7 +189,8 @@ def _with_weights(
     return network.eval().requires_grad_(False)
 
 
-def _build_unet(description: ModelDescription) -> UNet:
+def build_unet(description: ModelDescription) -> UNet:
+    """Our own network without memory for its weights, of a config that `supports` accepts."""
     with torch.device("meta"):
         return UNet(network_config(description))
 
@@ -209,7 +210,7 @@ def load_sampling_network(
     """
     if not supports(network_config(description)):
         return WholeNetwork(load_described(description, device, dtype).network)
-    network = _with_weights(_build_unet(description), description, device, _mixed(dtype))
+    network = _with_weights(build_unet(description), description, device, _mixed(dtype))
     network.fuse()
     if packed:
         pack_convolutions(network)
@@ -220,7 +221,7 @@ def load_projection(description: ModelDescription, device: torch.device | str = 
     """As `load_sampling_network`, but only ``project`` can be called: no other weights are read. Raises ModelError."""
     if not supports(network_config(description)):
         return WholeNetwork(nn.Identity())
-    network = _with_weights(_build_unet(description), description, device, _mixed(torch.float32), is_of_embedding)
+    network = _with_weights(build_unet(description), description, device, _mixed(torch.float32), is_of_embedding)
     return network.fuse_projection()
 
 
@@ -228,7 +229,7 @@ def as_sampling_network(model: LoadedModel) -> SamplingNetwork:
     """A model that was loaded with `load_described`, ready to be sampled from; it shares the weights."""
     if not supports(network_config(model.description)):
         return WholeNetwork(model.network)
-    network = _build_unet(model.description)
+    network = build_unet(model.description)
     dtype_of = _mixed(next(model.network.parameters()).dtype)
     weights = {name: tensor.to(dtype_of(name)) for name, tensor in model.network.state_dict().items()}
     network.load_state_dict(weights, assign=True)
