@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ddim_cli.errors import RunError
+from ddim_cli.evaluation import pixels
 from ddim_cli.evaluation.baselines import BASELINES, check_comparable, make_baseline
 from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, spread, synchronize
 from ddim_cli.models.inspect import flops
@@ -308,7 +309,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 
 def largest_difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> int:
     """Of any two pixels, in 1/255; uint8 [H, W, C] each."""
-    return max(int(np.abs(p.astype(int) - q.astype(int)).max()) for p, q in zip(a, b, strict=True))
+    return max(pixels.largest_difference(p, q) for p, q in zip(a, b, strict=True))
 
 
 def psnr(pictures: Sequence[Picture], exact: Sequence[Picture]) -> list[float]:

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ddim_cli.config.seeds import format_seeds, parse_seeds
-from ddim_cli.errors import RunError, UsageError
+from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.jsontext import dump_json
-from ddim_cli.outputs.picture import encode_png
+from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, utc_now
 
 RUN_SCHEMA = "ddim-cli/run/1"
@@ -227,16 +225,7 @@ class OutputFolder:
         write_atomically(self.manifest, (dump_json(manifest) + "\n").encode(), self.fsync)
 
     def write_grid(self, seeds: Sequence[int]) -> None:
-        images = []
-        for seed in seeds[:MOST_IMAGES]:
-            path = self.picture(seed)
-            try:
-                with Image.open(path) as image:
-                    images.append(image.copy())
-            except (OSError, SyntaxError, ValueError):
-                raise RunError(
-                    f"{path}: cannot be read as a picture; delete it, and the same command makes it again"
-                ) from None
+        images = [read_own(self.picture(seed)) for seed in seeds[:MOST_IMAGES]]
         write_atomically(self.grid, encode_png(contact_sheet(images)), self.fsync)
 
     def pairs(self) -> Iterator[Path]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from ddim_cli.errors import RunError, UsageError
+from ddim_cli.errors import UsageError
 from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.picture import read_own
 from ddim_cli.outputs.sidecar import SCHEMA
 
 _FRAME = re.compile(r"frame_(\d{3,})\.json", re.ASCII)
@@ -56,14 +57,4 @@ def clear_frames(folder: OutputFolder) -> None:
 
 def read_frames(folder: OutputFolder, count: int) -> list[Image.Image]:
     """The first ``count`` frames. Raises RunError for one that cannot be read."""
-    images = []
-    for number in range(count):
-        path = frame_path(folder, number)
-        try:
-            with Image.open(path) as image:
-                images.append(image.copy())
-        except (OSError, SyntaxError, ValueError):
-            raise RunError(
-                f"{path}: cannot be read as a picture; delete it, and the same command makes it again"
-            ) from None
-    return images
+    return [read_own(frame_path(folder, number)) for number in range(count)]

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from ddim_cli.errors import RunError
+
 CHUNK = "ddim"
 
 
@@ -31,3 +33,12 @@ def encode_png(image: Image.Image, text: str | None = None) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
+
+
+def read_own(path: Path) -> Image.Image:
+    """A picture that this tool has written, for a sheet of them. Raises RunError with the remedy if it is damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.copy()
+    except (OSError, SyntaxError, ValueError):
+        raise RunError(f"{path}: cannot be read as a picture; delete it, and the same command makes it again") from None
