@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import PICTURE, Json, Layers, LogFile, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.config.layers import Layer
@@ -16,26 +16,7 @@ if TYPE_CHECKING:
 
 
 @console.handles_errors
-@with_settings(
-    "model",
-    "batch_size",
-    "steps",
-    "eta",
-    "beta_schedule",
-    "spacing",
-    "prediction_type",
-    "thresholding",
-    "clip_sample",
-    "image_size",
-    "classes",
-    "guidance_scale",
-    "guidance_rescale",
-    "device",
-    "dtype",
-    "compile",
-    "out",
-    "fsync",
-)
+@with_settings(*PICTURE)
 def interpolate(
     layers: Layers,
     between: Annotated[

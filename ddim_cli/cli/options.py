@@ -146,6 +146,30 @@ FLAGS: dict[str, Flag] = {
     ),
 }
 
+# Of FLAGS: which pictures; and how a picture comes about and into which folder. The rest is
+# for folders of one picture a seed.
+SEEDS = ("num_images", "seed", "seeds")
+PICTURE = (
+    "model",
+    "batch_size",
+    "steps",
+    "eta",
+    "beta_schedule",
+    "spacing",
+    "prediction_type",
+    "thresholding",
+    "clip_sample",
+    "image_size",
+    "classes",
+    "guidance_scale",
+    "guidance_rescale",
+    "device",
+    "dtype",
+    "compile",
+    "out",
+    "fsync",
+)
+
 ConfigFiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -250,7 +274,7 @@ def with_settings(*names: str) -> Callable[[Callable], Callable]:
 
     The command's first parameter takes them as a list of `Layer`; its own options follow.
     """
-    return _with_shared(build_layers, names or tuple(FLAGS))
+    return _with_shared(build_layers, tuple(name for name in FLAGS if name in names or not names))
 
 
 def with_schedules(*names: str) -> Callable[[Callable], Callable]:

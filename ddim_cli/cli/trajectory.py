@@ -7,36 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import PICTURE, SEEDS, Json, Layers, LogFile, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.experiments.trajectory import Watched
 
 
 @console.handles_errors
-@with_settings(
-    "model",
-    "num_images",
-    "seed",
-    "seeds",
-    "batch_size",
-    "steps",
-    "eta",
-    "beta_schedule",
-    "spacing",
-    "prediction_type",
-    "thresholding",
-    "clip_sample",
-    "image_size",
-    "classes",
-    "guidance_scale",
-    "guidance_rescale",
-    "device",
-    "dtype",
-    "compile",
-    "out",
-    "fsync",
-)
+@with_settings(*PICTURE, *SEEDS)
 def trajectory(
     layers: Layers,
     show: Annotated[
