@@ -9,6 +9,7 @@ import typer
 
 from ddim_cli.cli import console
 from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.show import check_show, show_pictures
 
 if TYPE_CHECKING:
     from ddim_cli.sampling.plan import Shard
@@ -44,6 +45,9 @@ def sample(
             rich_help_panel="Output",
         ),
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the pictures in the terminal too.", rich_help_panel="Output")
+    ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,
@@ -69,6 +73,8 @@ def sample(
     ranks = Ranks.of()
     part = choose_part(shard, ranks)
     speaks = console.speaks()
+    if show:
+        check_show(json)
     run = resolve(layers)
     if speaks:
         for warning in run.warnings:
@@ -95,6 +101,9 @@ def sample(
             )
     if not speaks:
         return
+    if show and not dry_run:
+        there = job.folder.numbered("json")
+        show_pictures([job.folder.picture(seed) for seed in run.config.seeds() if seed in there])
     if dry_run:
         show_plan(job, todo, json)
     elif json:
