@@ -21,6 +21,7 @@ COMMANDS = (
     ["replay"],
     ["trajectory"],
     ["interpolate"],
+    ["invert"],
     ["verify"],
     ["compare"],
     ["bench"],
