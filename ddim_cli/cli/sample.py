@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,15 @@ def sample(
             rich_help_panel="Output",
         ),
     ] = None,
+    latents: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Begin at latents, of ddim invert or yours: a safetensors file, or a folder; may be given again.",
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,
@@ -57,6 +67,7 @@ def sample(
     ddim sample -n 64 --seed 1000 --steps 20 --spacing trailing -o out
     ddim sample -m path/to/model -c run.toml --dtype bfloat16 --json
     ddim sample -c configs/smoke.toml --dry-run
+    ddim sample --latents inverted/picture.latent.safetensors
     torchrun --nproc-per-node=8 -m ddim_cli sample --seeds 0-49999 --subdirs -o out
 
     Sample images: a PNG and a JSON sidecar each, and a contact sheet.
@@ -66,6 +77,11 @@ def sample(
     from ddim_cli.sampling.resolve import resolve
     from ddim_cli.sampling.torchrun import Ranks
 
+    if latents:
+        from ddim_cli.cli.latents import sample_latents
+
+        sample_latents(layers, latents, shard, overwrite, dry_run, npz, quiet, verbose, json)
+        return
     ranks = Ranks.of()
     part = choose_part(shard, ranks)
     speaks = console.speaks()
@@ -154,11 +170,16 @@ def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
     """What a run would do; ``files`` are those it would write."""
     from ddim_cli.config.seeds import format_seeds
 
+    files = [str(job.folder.picture(seed)) for seed in todo]
+    return {**common_plan(job, todo), "seeds": format_seeds(job.seeds), "files": files}
+
+
+def common_plan(job: Job, todo: Sequence[int]) -> dict[str, Any]:
+    """Of a plan, all but which images."""
     return {
         "model": job.record["model"],
         "images": len(job.seeds),
         "present": len(job.seeds) - len(todo),
-        "seeds": format_seeds(job.seeds),
         "batch_size": job.batch_size,
         "batches": -(-len(todo) // job.batch_size),
         "timesteps": list(job.run.timesteps),
@@ -166,7 +187,6 @@ def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
         "dtype": job.record["runtime"]["dtype"],
         "compiled": job.record["runtime"]["compile"],
         "folder": str(job.folder.path),
-        "files": [str(job.folder.picture(seed)) for seed in todo],
     }
 
 
@@ -175,15 +195,19 @@ def show_plan(job: Job, todo: list[int], as_json: bool) -> None:
     plan = plan_as_json(job, todo)
     if as_json:
         console.print_json(plan)
-        return
+    else:
+        show_table_of_plan(plan, f"{plan['images']:,} (seeds {plan['seeds']})")
+
+
+def show_table_of_plan(plan: Mapping[str, Any], images: str) -> None:
+    """A plan as a person reads it; ``images`` says which they are."""
     timesteps = plan["timesteps"]
     shown = timesteps if len(timesteps) <= 12 else [*timesteps[:6], "...", *timesteps[-5:]]
     files = plan["files"]
     console.show_table(
         {
             "model": f"{plan['model']['source']} ({plan['model']['parameters']:,} parameters)",
-            "images": f"{len(job.seeds):,} (seeds {plan['seeds']})"
-            + (f", {plan['present']:,} there already" if plan["present"] else ""),
+            "images": images + (f", {plan['present']:,} there already" if plan["present"] else ""),
             "batches": f"{plan['batches']:,} of {plan['batch_size']}",
             "timesteps": f"{len(timesteps)}: {' '.join(map(str, shown))}",
             "runs on": f"{plan['device']} in {plan['dtype']}{', compiled' if plan['compiled'] else ''}",

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from ddim_cli.errors import UsageError
 
 # Of a folder; a file that is named itself may have any ending.
-ENDINGS = frozenset(".png .jpg .jpeg .webp .bmp .gif .tif .tiff .ppm .pgm".split())
+ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 # Of a folder of this tool: sheets of many pictures, strips, and what comes of an inversion.
 _SHEETS = frozenset(("grid.png", "strip.png", "inverted.png", "sweep.png"))
 _MADE = (".recon", ".x0", ".xt")
@@ -70,7 +70,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         other = names.setdefault(path.stem.casefold(), path)
         if other is not path:
             raise UsageError(
-                f"{other} and {path} would both become {path.stem}.recon.png; rename one, or invert them into two folders"
+                f"{other} and {path} would both become {path.stem}.recon.png; rename one, or invert them into two "
+                "folders"
             )
     return found
 

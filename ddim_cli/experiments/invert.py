@@ -142,9 +142,7 @@ def pending(job: Job, pictures: Sequence[Input], overwrite: bool = False) -> lis
     return [picture for picture in pictures if not is_there(job, picture)]
 
 
-def execute(
-    job: Job, pictures: Sequence[Input], reporter: Reporter | None = None, overwrite: bool = False
-) -> Inverted:
+def execute(job: Job, pictures: Sequence[Input], reporter: Reporter | None = None, overwrite: bool = False) -> Inverted:
     """Invert the pictures that are not there yet, then draw what came of them.
 
     The job's plan is to have as many images as there are pictures; from these its batch size is chosen.
@@ -203,9 +201,7 @@ def _invert(job: Job, pictures: Sequence[Input], up: Sampler, down: Sampler, rep
         _write(job, picture, latent, own, error, seconds)
 
 
-def _write(
-    job: Job, picture: Input, latent: np.ndarray, pixels: np.ndarray, error: float, seconds: float
-) -> None:
+def _write(job: Job, picture: Input, latent: np.ndarray, pixels: np.ndarray, error: float, seconds: float) -> None:
     """The latent, then the pair, whose sidecar means that all three are there. Raises OSError."""
     record = picture_record(job, picture)
     described = describe_latent(record, latent)

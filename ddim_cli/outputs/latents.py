@@ -80,7 +80,9 @@ def open_latents(path: Path) -> LatentFile:
             names = list(stream.keys())
             name = next((n for n in NAMES if n in names), names[0] if len(names) == 1 else None)
             if name is None:
-                found = f"{len(names)} tensors, none of them called" if names else "no tensors; it should have one called"
+                found = (
+                    f"{len(names)} tensors, none of them called" if names else "no tensors; it should have one called"
+                )
                 raise UsageError(f"{path}: holds {found} 'latent' or 'latents'")
             part = stream.get_slice(name)
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
