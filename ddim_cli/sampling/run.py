@@ -148,7 +148,7 @@ def make_sampler(
     config = run.config
     make = make_inverse_table if inverse else make_table
     table = make(config.scheduler, config.sampling, run.timesteps, device)
-    asked = starting_timesteps(table) if inverse else table.timesteps
+    asked = starting_timesteps(run, table) if inverse else table.timesteps
     guidance = config.sampling.guidance_scale
     if hasattr(network, "project") and config.sampling.classes is None:
         step = with_projections(network, asked)
@@ -170,13 +170,15 @@ def make_sampler(
     )
 
 
-def starting_timesteps(table: StepTable) -> Tensor:
+def starting_timesteps(run: Run, table: StepTable) -> Tensor:
     """At which timestep each step of an inverse table asks the network: that of the level at which it starts.
 
-    So a step up is Euler's step of the ODE (DDIM, eq. 13), as a step down is. A picture without noise has no timestep
-    of its own, and is asked about at the lowest of the grid. int64 [N] on the table's device.
+    So a step up is Euler's step of the ODE (DDIM, eq. 13), as a step down is. A picture without noise is asked about at
+    timestep 0, the level nearest to it; a network that embeds log t, at the lowest of the grid. int64 [N] on the
+    table's device.
     """
-    lowest = int(table.timesteps[-1])
+    embeds_log = run.model is not None and run.model.network.get("time_embedding_type") == "fourier"
+    lowest = run.timesteps[-1] if embeds_log else 0
     return table.timesteps.new_tensor([lowest if t < 0 else t for t in table.prev_timesteps])
 
 
