@@ -52,9 +52,9 @@ def invert(
 
     Find the latents of pictures by DDIM inversion, and what sampling makes of these.
 
-    Each picture NAME goes up the grid of timesteps to NAME.latent.safetensors, and down the same grid to
-    NAME.recon.png, in as many steps. The error is the mean squared difference a dimension, pictures scaled to [0, 1].
-    It needs eta 0, and clipping is off.
+    Each picture NAME goes up the grid to NAME.latent.safetensors, and down the same grid to NAME.recon.png, in as many
+    steps. The error is the mean squared difference a dimension, pictures scaled to [0, 1]. It needs eta 0; clipping
+    and thresholding are off in both directions. A picture of another size is cropped and resized, which is said.
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
@@ -152,8 +152,7 @@ def as_json(found: Inverted, run: Run, turned_off: dict[str, str]) -> dict[str, 
 def show_inverted(found: Inverted) -> None:
     """The closing panel."""
     if found.made:
-        images = console.counted(found.made, "picture")
-        images += f" inverted, {found.present:,} there already" if found.present else " inverted"
+        images = f"{found.made:,} inverted" + (f", {found.present:,} there already" if found.present else "")
         rows: dict[str, Any] = {"pictures": images, "time": f"{found.seconds:.1f} s"}
     else:
         rows = {"pictures": f"nothing to do: all {found.present:,} are there already"}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @with_settings()
 def sample(
     layers: Layers,
+    more_latents: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -48,8 +49,8 @@ def sample(
     latents: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Begin at latents, of ddim invert or yours: a safetensors file, or a folder; may be given again.",
-            metavar="FILE",
+            help="Begin at latents, of ddim invert or yours: safetensors files, or folders of them.",
+            metavar="FILE...",
             show_default=False,
             rich_help_panel="Sampling",
         ),
@@ -74,14 +75,19 @@ def sample(
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
+    from ddim_cli.errors import UsageError
     from ddim_cli.sampling.resolve import resolve
     from ddim_cli.sampling.torchrun import Ranks
 
+    # A shell gives --latents *.safetensors as one value and arguments.
+    more = more_latents or []
     if latents:
         from ddim_cli.cli.latents import sample_latents
 
-        sample_latents(layers, latents, shard, overwrite, dry_run, npz, quiet, verbose, json)
+        sample_latents(layers, [*latents, *more], shard, overwrite, dry_run, npz, quiet, verbose, json)
         return
+    if more:
+        raise UsageError(f"{more[0]}: sample takes options alone; latents are named with --latents")
     ranks = Ranks.of()
     part = choose_part(shard, ranks)
     speaks = console.speaks()

@@ -245,7 +245,10 @@ def test_the_same_command_goes_on(ddim, tiny_model, pictures, tmp_path):
     assert (found["made"], found["present"]) == (2, 3)
     assert (out / "b.latent.safetensors").read_bytes() == whole
     changed = {n for n in before if times()[n] != before[n]}
-    assert changed == {"inverted.png", *(f"{n}.{k}" for n in "bc" for k in ("latent.safetensors", "recon.png", "recon.json"))}
+    assert changed == {
+        "inverted.png",
+        *(f"{n}.{k}" for n in "bc" for k in ("latent.safetensors", "recon.png", "recon.json")),
+    }
     # More pictures go into the same folder.
     draw(pictures / "f.png", 9)
     assert json.loads(ddim(*command(tiny_model, "--json")).stdout)["made"] == 1

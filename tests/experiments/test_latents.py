@@ -134,6 +134,15 @@ def test_shards_the_sheet_and_the_array(ddim, inverted, tmp_path):
     assert Image.open("out/grid.png").size == (2 * 96 + 3 * 6, 2 * 96 + 3 * 6)
 
 
+def test_files_as_a_shell_lists_them(ddim, inverted, tmp_path):
+    files = sorted(inverted.glob("*.safetensors"))
+    found = json.loads(ddim("sample", "--latents", *files, "-o", "out", "--json").stdout)
+    assert found["made"] == 3
+    alone = ddim("sample", "inv")
+    assert alone.exit_code == 2
+    assert "inv: sample takes options alone; latents are named with --latents" in alone.stderr
+
+
 def test_a_dry_run_writes_nothing(ddim, inverted, tmp_path):
     args = ("sample", "--latents", "inv/a.latent.safetensors", "-o", "out", "--dry-run")
     plan = json.loads(ddim(*args, "--json").stdout)
