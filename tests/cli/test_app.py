@@ -22,6 +22,7 @@ COMMANDS = (
     ["sweep"],
     ["trajectory"],
     ["interpolate"],
+    ["invert"],
     ["verify"],
     ["compare"],
     ["bench"],
