@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim_cli.cli import console
+from ddim_cli.cli.show import show_pictures
 
 if TYPE_CHECKING:
     from ddim_cli.config.layers import Layer
@@ -21,6 +22,7 @@ def sample_latents(
     overwrite: bool,
     dry_run: bool,
     npz: Path | None,
+    show: bool,
     quiet: bool,
     verbose: bool,
     json: bool,
@@ -49,7 +51,7 @@ def sample_latents(
     for warning in run.warnings:
         console.warn(warning)
     with console.progress(quiet, verbose) as progress:
-        from ddim_cli.experiments.latents import execute, pending
+        from ddim_cli.experiments.latents import execute, pending, picture_path
         from ddim_cli.sampling.closing import check_npz
         from ddim_cli.sampling.run import make_job
 
@@ -64,7 +66,10 @@ def sample_latents(
             summary = execute(job, starts, progress, overwrite, npz)
     if dry_run:
         show_plan(job, starts, todo, json)
-    elif json:
+        return
+    if show:
+        show_pictures([picture_path(job, starts[position]) for position in job.seeds])
+    if json:
         console.print_json(summary.as_json())
     elif not quiet:
         console.show_summary(summary)

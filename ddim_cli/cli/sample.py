@@ -85,18 +85,18 @@ def sample(
 
     # A shell gives --latents *.safetensors as one value and arguments.
     more = more_latents or []
+    if show:
+        check_show(json)
     if latents:
         from ddim_cli.cli.latents import sample_latents
 
-        sample_latents(layers, [*latents, *more], shard, overwrite, dry_run, npz, quiet, verbose, json)
+        sample_latents(layers, [*latents, *more], shard, overwrite, dry_run, npz, show, quiet, verbose, json)
         return
     if more:
         raise UsageError(f"{more[0]}: sample takes options alone; latents are named with --latents")
     ranks = Ranks.of()
     part = choose_part(shard, ranks)
     speaks = console.speaks()
-    if show:
-        check_show(json)
     run = resolve(layers)
     if speaks:
         for warning in run.warnings:
