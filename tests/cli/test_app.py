@@ -21,6 +21,7 @@ COMMANDS = (
     ["replay"],
     ["trajectory"],
     ["interpolate"],
+    ["report"],
     ["verify"],
     ["compare"],
     ["bench"],
