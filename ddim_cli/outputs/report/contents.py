@@ -29,7 +29,7 @@ OnImage = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Source:
-    """One picture to show: the number it goes by, its file, and its sidecar if it has one (None: none is meant to be)."""
+    """One picture to show: the number it goes by, its file, and its sidecar; None for a kind that has none."""
 
     number: int
     picture: Path
@@ -68,7 +68,7 @@ class PictureSet:
     first: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The set as the page reads it. A picture is [number, source, group, row, label]; without a record, group -1."""
+        """The set as the page reads it. A picture is [number, source, group, row, label]; group -1: nothing is known."""
         groups, rows = self.records.as_json()
         return {
             "name": self.name,
@@ -113,7 +113,7 @@ def about(record: Mapping[str, Any] | None) -> str:
 def read_set(
     name: str, noun: str, sources: list[Source], links: Links, root: Path, on_image: OnImage = lambda done, total: None
 ) -> PictureSet:
-    """Read what is known of pictures. What is wrong with one is said among the problems, and it is shown if it can be."""
+    """Read what is known of pictures. What is wrong with one is among the problems; it is shown all the same."""
     found = PictureSet(name, noun)
     for done, source in enumerate(sources, start=1):
         file = source.picture.relative_to(root).as_posix()

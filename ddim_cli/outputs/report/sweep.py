@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,12 +50,15 @@ def _check(manifest: Mapping[str, Any]) -> None:
         if not all(isinstance(value["label"], str) for value in axis["values"]):
             raise ValueError
         sizes.append(len(axis["values"]))
-    places = {place: None for place in product(*map(range, sizes))}
+    seen: set[tuple[int, ...]] = set()
     for cell in manifest["cells"]:
         folder = PurePosixPath(cell["folder"])
+        place = tuple(cell["at"])
+        on_axes = [type(i) is int and 0 <= i < size for i, size in zip(place, sizes, strict=True)]
         # A manifest from elsewhere names nothing outside its own folder.
-        if folder.is_absolute() or ".." in folder.parts or places.pop(tuple(cell["at"]), ()) == ():
+        if folder.is_absolute() or ".." in folder.parts or not all(on_axes) or place in seen:
             raise ValueError
+        seen.add(place)
 
 
 def read_sweep(root: Path, manifest: Mapping[str, Any], links: Links, on_image: OnImage) -> dict[str, Any]:
