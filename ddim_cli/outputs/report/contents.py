@@ -68,7 +68,7 @@ class PictureSet:
     first: Mapping[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The set as the page reads it. A picture is [number, source, group, row, label]; group -1: nothing is known."""
+        """The set as the page reads it. A picture is [number, source, group, row, label]; group -1 is unknown."""
         groups, rows = self.records.as_json()
         return {
             "name": self.name,

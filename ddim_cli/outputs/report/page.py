@@ -57,9 +57,10 @@ def write_report(
             another's.
     """
     to = to or folder / NAME
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
-    _check_target(to)
+    try:
+        _check(folder, to)
+    except OSError as error:
+        raise UsageError(f"{str(error.filename)[:200]}: {error.strerror}") from None
     data = contents(folder, Links(to.parent, embed), on_image)
     page = render(data).encode()
     remove_leftovers(to.parent)
@@ -71,20 +72,19 @@ def write_report(
     return Report(to, data["kind"], images, len(data["sets"]), tuple(data["problems"]), len(page), embed)
 
 
-def _check_target(path: Path) -> None:
-    """UsageError for a path where no page can be, or where something is that this tool has not written."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name the file to write")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
-    if path.exists():
-        try:
-            with path.open("rb") as stream:
-                ours = b'name="generator" content="ddim report"' in stream.read(1000)
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
+def _check(folder: Path, to: Path) -> None:
+    """UsageError for what is no folder, and for a file that cannot be the page, or is of another kind."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
+    if to.is_dir():
+        raise UsageError(f"{to}: is a folder; name the file to write")
+    if not to.parent.is_dir():
+        raise UsageError(f"{to}: there is no folder {to.parent}")
+    if to.exists():
+        with to.open("rb") as stream:
+            ours = b'name="generator" content="ddim report"' in stream.read(1000)
         if not ours:
-            raise UsageError(f"{path}: is there, and is no page of ddim report; choose another file with -o")
+            raise UsageError(f"{to}: is there, and is no page of ddim report; choose another file with -o")
 
 
 def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total: None) -> dict[str, Any]:

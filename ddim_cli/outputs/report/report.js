@@ -333,7 +333,7 @@
     return el("button", {
       type: "button", class: one.score ? "go shaded" : "go", title: "Open this cell in the gallery",
       "aria-label": `${one.about}: ${head}${isBest(one) ? ", the best" : ""}${rest ? `, ${rest}` : ""}. Open in the gallery`,
-      style: one.score ? { "--share": `${Math.round(24 * share(one.score))}%` } : {},
+      style: one.score ? { "--share": `${Math.round(22 * share(one.score))}%` } : {},
       on: { click: () => { state.at = one.at; state.view = "gallery"; update(); gallery.focus(0); } },
     }, el("b", { text: head }), isBest(one) ? el("span", { class: "best", text: " best" }) : null, el("small", { text: rest }));
   }
@@ -471,7 +471,7 @@
           on: { click: () => { state.at = one.at; state.view = "gallery"; update(); gallery.focus(0); } } }))
         : el("td", {
           class: [column.number && "number", column.score && one.score && "shaded"].filter(Boolean).join(" ") || null,
-          style: column.score && one.score ? { "--share": `${Math.round(24 * share(one.score))}%` } : {},
+          style: column.score && one.score ? { "--share": `${Math.round(22 * share(one.score))}%` } : {},
         }, column.score && isBest(one) ? el("span", { class: "best", text: "best " }) : null, column.text(one)))));
     $("table").replaceChildren(el("table", { class: "listing" }, el("caption", { class: "unseen", text: "Speed and score of each cell" }),
       el("thead", {}, el("tr", {}, ...header)), el("tbody", {}, ...body)), ...aboutScores());
@@ -766,8 +766,9 @@
       slider.setAttribute("aria-valuetext", label);
       slider.parentElement.querySelector("output").textContent = label;
     });
-    const two = state.view === "side" && data.axes.length > 1;
-    $("across-field").hidden = $("down-field").hidden = !two;
+    // Of two axes the one that is not across is down.
+    $("across-field").hidden = state.view !== "side" || data.axes.length < 2;
+    $("down-field").hidden = state.view !== "side" || data.axes.length < 3;
     $("across").value = state.across;
     $("down").value = state.down;
     $("sets").value = state.set;
