@@ -36,7 +36,7 @@ KEYS |= {"PageUp": (None, 33), "PageDown": (None, 34)}
 
 def find_chromium() -> str | None:
     """The browser: CHROMIUM, or the first of the usual names on the path."""
-    names = (os.environ.get("CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    names = (os.environ.get("CHROMIUM"), "chromium", "google-chrome", "google-chrome-stable", "chromium-browser")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 

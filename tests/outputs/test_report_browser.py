@@ -33,7 +33,11 @@ SHOWN = "[...document.querySelectorAll('#gallery img')].map(image => image.getAt
 
 @pytest.fixture(scope="module")
 def browser():
-    found = Browser(find_chromium())
+    try:
+        found = Browser(find_chromium())
+    except RuntimeError as error:
+        # Some systems have a program of that name which only tells how to get one.
+        pytest.skip(f"{find_chromium()}: {error}")
     yield found
     found.close()
 
