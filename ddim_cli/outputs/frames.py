@@ -14,7 +14,7 @@ from ddim_cli.outputs.folder import OutputFolder, read_json
 from ddim_cli.outputs.picture import read_own
 from ddim_cli.outputs.sidecar import SCHEMA
 
-FRAME = re.compile(r"frame_(\d{3,})\.json", re.ASCII)
+_FRAME = re.compile(r"frame_(\d{3,})\.json", re.ASCII)
 
 
 def frame_path(folder: OutputFolder, number: int) -> Path:
@@ -25,7 +25,7 @@ def frame_path(folder: OutputFolder, number: int) -> Path:
 def kept_frames(folder: OutputFolder) -> dict[int, Path]:
     """The sidecars of frames that are there, by number."""
     try:
-        found = {int(m[1]): path for path in folder.path.iterdir() if (m := FRAME.fullmatch(path.name))}
+        found = {int(m[1]): path for path in folder.path.iterdir() if (m := _FRAME.fullmatch(path.name))}
     except OSError:
         return {}
     return {n: found[n] for n in sorted(found) if (read_json(found[n]) or {}).get("schema") == SCHEMA}

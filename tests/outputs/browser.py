@@ -1,4 +1,8 @@
-"""Headless Chromium over its DevTools protocol: a page is opened, typed into, asked, and watched."""
+"""Headless Chromium over its DevTools protocol: a page is opened, typed into, asked, and watched.
+
+As a program it takes a picture of a page, as docs/report.png is one:
+    python tests/outputs/browser.py outputs/table1/report.html#at=2,0 docs/report.png 1160 900
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -179,3 +184,17 @@ class Browser:
         with contextlib.suppress(Exception):
             self._socket.close()
         shutil.rmtree(self._profile, ignore_errors=True)
+
+
+def main(page: str, picture: str, width: str = "1280", height: str = "800") -> None:
+    path, _, fragment = page.partition("#")
+    browser = Browser(find_chromium() or sys.exit("no Chromium is here; CHROMIUM may name one"))
+    try:
+        browser.open(f"{Path(path).absolute().as_uri()}#{fragment}", int(width), int(height))
+        Path(picture).write_bytes(browser.screenshot())
+    finally:
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -97,7 +97,7 @@ def test_the_page_tells_every_sidecar_exactly(ddim, copied):
     # What all sidecars share is told once.
     assert (copied / "report.html").read_text().count("config_sha256") < 5
     assert pictures["about"] == "2 steps, eta 0.0"
-    facts = dict(data["facts"])
+    facts = dict(pictures["facts"])
     assert (facts["images"], facts["steps"], facts["eta"], facts["size"]) == ("12", "2", "0.0", "8 x 8")
     assert dict(map(tuple, dict(map(tuple, pictures["settings"]))["sampling"]))["steps"] == "2"
 
@@ -207,7 +207,7 @@ def test_a_run_that_is_not_finished(ddim, copied):
         (copied / f"{seed:06d}.json").unlink()
     assert ddim("report", copied, "-q").exit_code == 0
     data = Page(copied / "report.html").data
-    assert dict(data["facts"])["images"] == "7 of 12"
+    assert dict(data["sets"][0]["facts"])["images"] == "7 of 12"
     assert data["problems"] == []
 
 
@@ -240,7 +240,7 @@ def test_frames_and_strips(ddim, tiny_model, tmp_path):
     frames, strips = Page(tmp_path / "out" / "report.html").data["sets"]
     assert (frames["name"], frames["noun"], frames["about"]) == ("frames", "frame", "2 steps, eta 0.0")
     labels = [[number, source, label] for number, source, _, _, label in frames["pictures"]]
-    assert labels[1] == ["1", "frame_001.png", "between seeds 3, 8 at 0.5"]
+    assert labels[1] == ["1", "frame_001.png", "between seeds 3 and 8, at 0.5"]
     assert records(frames)[2] == json.loads((tmp_path / "out" / "frame_002.json").read_text())
     assert [[number, source] for number, source, *_ in strips["pictures"]] == [
         ["3", "000003.x0.png"],

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
-from ddim_cli.outputs.frames import FRAME
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.report.records import Records
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA
 
+_FRAME = re.compile(r"frame_(\d{3,})\.png", re.ASCII)
 _STRIP = re.compile(r"(\d{6,})\.(x0|xt)\.png", re.ASCII)
 _STRIPS = {"x0": "predicted x0", "xt": "state x_t"}
 SETTINGS = ("sampling", "scheduler", "model", "runtime")
@@ -43,13 +43,19 @@ class Links:
 
     base: Path
     embed: bool = False
+    _folders: dict[Path, str] = field(default_factory=dict)
 
     def __call__(self, path: Path) -> str:
         if self.embed:
             return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-        relative = Path(os.path.relpath(path, self.base)).as_posix()
-        # Quoted, so that = , and blanks do no harm; bytes that are no UTF-8 stay what they are.
-        return quote(os.fsencode(relative))
+        if path.parent not in self._folders:
+            self._folders[path.parent] = _quoted(Path(os.path.relpath(path.parent, self.base), "x"))[:-1]
+        return self._folders[path.parent] + _quoted(Path(path.name))
+
+
+def _quoted(path: Path) -> str:
+    """Quoted, so that = , and blanks do no harm; bytes that are no UTF-8 stay what they are."""
+    return quote(os.fsencode(path.as_posix()))
 
 
 @dataclass
@@ -167,7 +173,8 @@ def _label(record: Mapping[str, Any] | None) -> str | None:
         return None
     weights = between.get("weight")
     weights = [f"{w:.2g}" for w in (weights if isinstance(weights, list) else [weights]) if isinstance(w, (int, float))]
-    return f"between seeds {', '.join(map(str, between['seeds']))} at {', '.join(weights)}"
+    *seeds, last = map(str, between["seeds"] or [None])
+    return f"between seeds {', '.join(seeds)} and {last}, at {', '.join(weights)}"
 
 
 def seed_sources(folder: OutputFolder) -> list[Source]:
@@ -185,14 +192,14 @@ def seed_sources(folder: OutputFolder) -> list[Source]:
 def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source]]]:
     """Frames, and strips of either kind: the name of the set, what its numbers are, and its pictures."""
     try:
-        files = sorted(path for path in folder.path.iterdir() if path.suffix == ".png")
+        files = os.listdir(folder.path)
     except OSError:
         return
-    frames = [(int(m[1]), path) for path in files if (m := FRAME.fullmatch(path.with_suffix(".json").name))]
-    yield "frames", "frame", [Source(n, path, path.with_suffix(".json")) for n, path in sorted(frames)]
+    frames = {int(m[1]): folder.path / file for file in files if (m := _FRAME.fullmatch(file))}
+    yield "frames", "frame", [Source(n, frames[n], frames[n].with_suffix(".json")) for n in sorted(frames)]
     for kind, name in _STRIPS.items():
-        strips = [(int(m[1]), path) for path in files if (m := _STRIP.fullmatch(path.name)) and m[2] == kind]
-        yield f"trajectories, {name}", "seed", [Source(n, path, None, name) for n, path in sorted(strips)]
+        strips = {int(m[1]): folder.path / file for file in files if (m := _STRIP.fullmatch(file)) and m[2] == kind}
+        yield f"trajectories, {name}", "seed", [Source(n, strips[n], None, name) for n in sorted(strips)]
 
 
 def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[PictureSet]:
@@ -225,8 +232,8 @@ def _manifest(folder: OutputFolder) -> dict[str, Any] | None:
 
 
 def facts(folder: OutputFolder, pictures: PictureSet) -> list[tuple[str, str]]:
-    """What a person wants to know of a run first, as names and values."""
-    manifest = _manifest(folder)
+    """What a person wants to know first of a set of ``folder``, as names and values."""
+    manifest = _manifest(folder) if pictures.planned is not None else None
     record = manifest or pictures.first or {}
     model, sampling, runtime = (section(record, name) for name in ("model", "sampling", "runtime"))
     totals, parameters = section(manifest, "totals"), model.get("parameters")

@@ -106,8 +106,7 @@ def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total:
         "kind": "run",
         "title": title,
         "axes": [],
-        "sets": [{**one.as_json(), "settings": settings(one.first)} for one in sets],
-        "facts": facts(output, sets[0]),
+        "sets": [{**one.as_json(), "settings": settings(one.first), "facts": facts(output, one)} for one in sets],
         "problems": [problem for one in sets for problem in one.problems],
     }
 

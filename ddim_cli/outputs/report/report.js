@@ -482,7 +482,7 @@
   // ---- One picture and how it was made ---------------------------------------------------------------------------------
 
   const dialog = $("detail");
-  const NAMES = { image: "Picture", sampling: "Sampling", scheduler: "Scheduler", model: "Model", runtime: "Runtime", timing: "Timing", config: "Config" };
+  const NAMES = { image: "Picture", strip: "Strip", sampling: "Sampling", scheduler: "Scheduler", model: "Model", runtime: "Runtime", timing: "Timing", config: "Config" };
 
   const opened = () => (state.open === null ? undefined : set()?.byNumber.get(state.open));
 
@@ -570,7 +570,7 @@
     $("again").replaceChildren(...(command
       ? [el("h3", { text: "Make it again" }), el("div", { class: "command" }, el("code", { tabindex: "0", text: command }), copyButton(command, "Copy")),
         el("p", { class: "hint", text: "In the folder of this page." })]
-      : []));
+      : picture.value("sampling", "between", "seeds") ? [el("p", { class: "hint", text: "No seed alone makes this picture: ddim interpolate does." })] : []));
   }
 
   /** The same seed in the other cells. */
@@ -593,7 +593,10 @@
 
   function showImage(picture) {
     const [width, height] = sides(picture.set), frame = $("frame");
-    const room = Math.min(dialog.clientWidth, 1180) * (window.innerWidth > 760 ? 0.53 : 1) - 40;
+    // A strip takes the whole width, and what is known of it stands below.
+    const wide = width > 2 * height;
+    dialog.classList.toggle("wide", wide);
+    const room = dialog.clientWidth * (window.innerWidth > 760 && !wide ? 0.53 : 1) - 40;
     const tall = Math.min(560, dialog.clientHeight * (isSweep ? 0.5 : 0.62));
     const factor = Math.min(room / width, tall / height);
     const shownWidth = Math.round(width * (factor >= 1 ? Math.min(Math.floor(factor), 16) : Math.min(room / width, 1)));
@@ -663,8 +666,7 @@
 
   // ---- What stands around the pictures -------------------------------------------------------------------------------
 
-  function showHead() {
-    $("facts").replaceChildren(...data.facts.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
+  function showNotices() {
     const notices = [];
     const missing = sets.filter((one) => one.planned > one.pictures.length);
     if (missing.length && isSweep) {
@@ -680,7 +682,9 @@
     }
   }
 
-  function showSettings() {
+  function showHead() {
+    const facts = data.facts ?? set().facts;
+    $("facts").replaceChildren(...facts.map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: value }))));
     const sections = set()?.settings ?? [];
     $("settings").hidden = !sections.length;
     $("settings").querySelector("summary").textContent = isSweep && set() ? `Settings of ${set().about}` : "Settings";
@@ -796,7 +800,7 @@
 
   function update() {
     showControls();
-    showSettings();
+    showHead();
     for (const view of ["gallery", "side", "table"]) $(view).hidden = state.view !== view;
     ({ gallery: showGallery, side: showSide, table: showTable })[state.view]();
     showDetail();
@@ -842,7 +846,7 @@
   window.addEventListener("resize", soon);
 
   showTheme();
-  showHead();
+  showNotices();
   buildControls();
   readAddress();
   update();
