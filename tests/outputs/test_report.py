@@ -14,7 +14,7 @@ import pytest
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.writer import PictureWriter
 
-HOSTILE = "</script><script>alert(1)</script><!-- \u2028 &lt; \"quoted\" 'too' </style> javascript:alert(2)"
+HOSTILE = "</script><script>alert(1)</script></script x </script/ <!--<script \u2028 &lt; \"quoted\" 'too' </style> javascript:alert(2)"
 
 
 class Page(HTMLParser):
@@ -130,7 +130,10 @@ def test_hostile_sidecars_stay_data(ddim, copied):
     assert ddim("report", copied, "-q").exit_code == 0
     page = Page(copied / "report.html")
     assert [t for t, _ in page.elements].count("script") == 2
-    assert "<script>alert" not in page.source
+    # Nothing in it can end the script, or open a comment in it, in any reading of HTML.
+    data = page.source.split('<script type="application/json" id="data">')[1].split("</script>\n<script>")[0]
+    assert json.loads(data) == page.data
+    assert not set("<>&") & set(data)
     assert "\u2028" not in page.source
     assert exact(records(page.data["sets"][0])[3]) == exact(sidecar)
 
