@@ -14,7 +14,10 @@ import pytest
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.writer import PictureWriter
 
-HOSTILE = "</script><script>alert(1)</script></script x </script/ <!--<script \u2028 &lt; \"quoted\" 'too' </style> javascript:alert(2)"
+HOSTILE = (
+    "</script><script>alert(1)</script></script x </script/ <!--<script \u2028 &lt; \"quoted\" 'too' </style> "
+    "javascript:alert(2)"
+)
 
 
 class Page(HTMLParser):
