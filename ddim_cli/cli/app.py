@@ -24,6 +24,7 @@ from ddim_cli.cli.interpolate import interpolate
 from ddim_cli.cli.replay import replay
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
+from ddim_cli.cli.sweep import sweep
 from ddim_cli.cli.trajectory import trajectory
 from ddim_cli.cli.verify import verify
 
@@ -115,6 +116,7 @@ app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample
 app.command(short_help="Make pictures again from what they say of themselves.")(replay)
 app.command(short_help="Check an output folder: nothing missing, nothing changed.")(verify)
 app.command(short_help="Compare a folder with golden pictures, for CI.")(compare)
+app.command(short_help="The same seeds under many settings, as a table of folders and one sheet.")(sweep)
 app.command(short_help="Pictures between the pictures of two seeds, or of four, or along a path.")(interpolate)
 app.command(short_help="How pictures come about: a strip of frames along the steps of a seed.")(trajectory)
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)

@@ -232,18 +232,24 @@ class RunProgress:
         self._clear_status()
         self._total, self._made, self._steps = len(todo), 0, len(job.run.timesteps)
         self._batch = min(job.batch_size, self._total)
-        self._began = self._last_line = time.monotonic()
+        self._begin()
         done = len(job.seeds) - len(todo)
         batches = -(-len(todo) // job.batch_size)
         runtime = job.record["runtime"]
         say(
-            f"{job.run.model.name}: {counted(len(todo), 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
+            f"{self._name(job)}: {counted(len(todo), 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
             f"{counted(self._steps, 'step')} each, on {runtime['device']} in {runtime['dtype']}"
             + (", compiled" if runtime["compile"] else "")
             + (f"; {counted(done, 'image')} {'is' if done == 1 else 'are'} there already" if done else "")
         )
         if self._console.is_terminal:
             self._start_bar()
+
+    def _begin(self) -> None:
+        self._began = self._last_line = time.monotonic()
+
+    def _name(self, job: Job) -> str:
+        return job.run.model.name
 
     def _start_bar(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
@@ -264,19 +270,21 @@ class RunProgress:
         return self._total * self._steps
 
     def _fields(self, step: int) -> dict[str, str]:
-        units = self._made * self._steps + self._batch * step
-        seconds = time.monotonic() - self._began
+        seconds, units = time.monotonic() - self._began, self._units(step)
         rate = ""
         if units:
-            left = seconds / units * (self._total * self._steps - units)
+            left = seconds / units * (self._steps_in_all() - units)
             rate = f"{units / self._steps / seconds:.3g} images/s, {duration(left)} left"
         images = f"{self._made}/{self._total} images"
         return {"images": images, "step": f"step {step}/{self._steps}", "rate": rate}
 
+    def _units(self, step: int) -> int:
+        """Of the steps in all, an image and step being one, those that are done."""
+        return self._made * self._steps + self._batch * step
+
     def step(self, done: int) -> None:
         if self._bar is not None:
-            units = self._made * self._steps + self._batch * done
-            self._bar.update(self._task, completed=units, **self._fields(done))
+            self._bar.update(self._task, completed=self._units(done), **self._fields(done))
         self._line_now_and_then(self._fields(done))
 
     def _line_now_and_then(self, fields: Mapping[str, str]) -> None:
@@ -288,7 +296,7 @@ class RunProgress:
     def batch(self, images: int) -> None:
         self._made += images
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._made * self._steps, **self._fields(0))
+            self._bar.update(self._task, completed=self._units(0), **self._fields(0))
         self._batch = min(self._batch, self._total - self._made)
 
     def interrupted(self) -> None:
@@ -307,6 +315,41 @@ class RunProgress:
         if self._status is not None:
             self._status.stop()
             self._status = None
+
+
+class SweepProgress(RunProgress):
+    """One bar, and one estimate of the time left, for all cells of a sweep. A `SweepReporter` by its methods."""
+
+    # Of the cells before, and of this one.
+    _before = _made = _steps = 0
+    _began = None
+
+    def sweeping(self, image_steps: int, cells: int) -> None:
+        self._ahead, self._cells = image_steps, cells
+
+    def cell(self, number: int, title: str) -> None:
+        self._before += self._made * self._steps
+        self._made, self._cell, self._title = 0, number, title
+
+    def _begin(self) -> None:
+        # What the time before the first cell was spent on says nothing of the rest.
+        if self._began is None:
+            super()._begin()
+
+    def _name(self, job: Job) -> str:
+        return f"cell {self._cell} of {self._cells}, {self._title}"
+
+    def _steps_in_all(self) -> int:
+        return self._ahead
+
+    def _units(self, step: int) -> int:
+        return self._before + super()._units(step)
+
+    def _fields(self, step: int) -> dict[str, str]:
+        fields, units = super()._fields(step), self._units(step)
+        seconds = time.monotonic() - self._began
+        left = f"{duration(seconds / units * (self._ahead - units))} left" if units else ""
+        return {**fields, "images": f"cell {self._cell}/{self._cells}, {fields['images']}", "rate": left}
 
 
 class RanksProgress(RunProgress):
@@ -372,12 +415,14 @@ class RanksProgress(RunProgress):
 
 
 @contextlib.contextmanager
-def progress(quiet: bool, verbose: bool = False, ranks: Ranks | None = None) -> Iterator[RunProgress | None]:
+def progress(
+    quiet: bool, verbose: bool = False, ranks: Ranks | None = None, kind: type[RunProgress] = RunProgress
+) -> Iterator[RunProgress | None]:
     """The progress of a run, with a spinner while torch is imported; None where ``quiet``, or on any rank but 0."""
     if quiet or (ranks is not None and ranks.rank):
         shown = None
     else:
-        shown = RunProgress(verbose) if ranks is None else RanksProgress(verbose)
+        shown = (kind if ranks is None else RanksProgress)(verbose)
     try:
         if shown is not None:
             shown.waiting("loading torch")
@@ -404,6 +449,27 @@ def spinner(what: str) -> Iterator[Callable[[int, int], None]]:
                 status.update(f"{what}: {done:,} of {total:,}")
 
         yield update
+
+
+def show_columns(rows: Sequence[Mapping[str, str]], title: str = "", words: int = 1) -> None:
+    """Rows of equal names on stdout: a table on a terminal, else a line a row. The first ``words`` columns are text."""
+    console = stdout()
+    for row in rows:
+        line = ", ".join(f"{name}: {value}" for name, value in row.items() if value)
+        log(line)
+        if not console.is_terminal:
+            console.print(line, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", title_style="bold")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number < words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    console.print(table)
 
 
 def show_table(rows: Mapping[str, Any], title: str, style: str = "green") -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,14 @@ _BARE_KEY = re.compile(r"[\w-]+")
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: dotted key -> value, and dotted key -> where exactly ("run.toml:3", "--steps")."""
+    """Settings from one place: dotted key -> value, and dotted key -> where exactly ("run.toml:3", "--steps").
+
+    ``sweep`` is the file's table of that name as it stands, and a function path -> where exactly; see `config.sweep`.
+    """
 
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    sweep: tuple[Any, Callable[..., str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -194,23 +198,39 @@ def table_layer(table: Mapping[str, Any], origin: str, lines: KeyLines | None = 
     """A nested table -> a layer, validated. ``lines`` (see `lines.key_lines`) refines ``origin``."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for path, key, value in _flatten(table):
+
+    def where(*path: str) -> str:
         line = lines.line_of(path) if lines is not None else None
+        return f"{origin}:{line}" if line is not None else origin
+
+    for path, key, value in _flatten({k: v for k, v in table.items() if k != "sweep"}):
         values[key] = value
-        origins[key] = f"{origin}:{line}" if line is not None else origin
-    layer = Layer(values, origins)
+        origins[key] = where(*path)
+    layer = Layer(values, origins, (table["sweep"], where) if "sweep" in table else None)
     validate_layer(layer)
     return layer
 
 
-def _set_value(assignment: str, text: str) -> Any:
+def _toml_value(text: str, where: str) -> Any:
+    """What ``text`` is in TOML; a bare word is taken as a string. Raises ConfigError."""
     try:
         table = tomli.loads(f"value = {text}")
     except (ValueError, RecursionError):
         table = {"value": text.strip()} if _BARE_WORD.fullmatch(text.strip()) else {}
     if table.keys() != {"value"}:
-        raise ConfigError(f"--set {assignment}: {text.strip()!r} is not a TOML value (a string needs quotes)")
+        raise ConfigError(f"{where}: {text.strip()!r} is not a TOML value (a string needs quotes)")
     return table["value"]
+
+
+def list_values(text: str, where: str) -> list[Any]:
+    """``"10,20"`` or ``"leading,quadratic"``: TOML values, or bare words, between commas. Raises ConfigError."""
+    try:
+        table = tomli.loads(f"values = [{text}]")
+    except (ValueError, RecursionError):
+        table = {}
+    if table.keys() == {"values"}:
+        return table["values"]
+    return [_toml_value(part, where) for part in text.split(",")]
 
 
 def parse_set(assignments: Iterable[str]) -> Layer:
@@ -221,7 +241,7 @@ def parse_set(assignments: Iterable[str]) -> Layer:
         key = key.strip()
         if not equals or not key:
             raise ConfigError(f"--set {assignment}: write KEY=VALUE, for example sampling.steps=20")
-        values[key] = _set_value(assignment, text)
+        values[key] = _toml_value(text, f"--set {assignment}")
     layer = Layer(values, dict.fromkeys(values, "--set"))
     validate_layer(layer)
     return layer

@@ -5,16 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw
 
 from ddim_cli.outputs.contact_sheet import BACKGROUND, GAP, SMALLEST_TILE
+from ddim_cli.outputs.lettering import (
+    CAPTION_COLOUR,
+    CAPTION_SIZE,
+    LABEL_COLOUR,
+    LABEL_SIZE,
+    MARGIN,
+    fitting,
+    font,
+    line_height,
+)
 
 SMALLEST_ANIMATED = 224
-MARGIN = 10
-LABEL_SIZE, CAPTION_SIZE = 13, 15
-LABEL_COLOUR, CAPTION_COLOUR = (212, 212, 216), (244, 244, 245)
 # Of an animation: each frame, and the first and last, on which the eye rests.
 FRAME_MS, REST_MS = 120, 900
 
@@ -26,24 +32,6 @@ class Row:
     images: Sequence[Image.Image]
     labels: Sequence[str] = ()
     above: bool = False
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size) if features.check("freetype2") else ImageFont.load_default()
-
-
-def _fitting(text: str, size: int, width: int) -> str:
-    """``text``, or as much of it as is ``width`` pixels wide, its middle left out."""
-    shown, keep = text, len(text)
-    while _font(size).getlength(shown) > width and keep > 1:
-        keep -= 1
-        shown = f"{text[: (keep + 1) // 2]}..{text[len(text) - keep // 2 :]}"
-    return shown
-
-
-def _line_height(size: int) -> int:
-    return size + 7
 
 
 def enlarged(image: Image.Image, smallest: int = SMALLEST_TILE) -> Image.Image:
@@ -62,8 +50,8 @@ def draw_strip(rows: Sequence[Row], caption: str = "", smallest: int = SMALLEST_
     """Rows of frames on a dark ground under a caption, RGB; small frames are enlarged by whole pixels."""
     tiles = [[enlarged(image, smallest) for image in row.images] for row in rows]
     width, height = tiles[0][0].size
-    columns, line = max(map(len, tiles)), _line_height(LABEL_SIZE)
-    top = MARGIN + (_line_height(CAPTION_SIZE) + 3 if caption else 0)
+    columns, line = max(map(len, tiles)), line_height(LABEL_SIZE)
+    top = MARGIN + (line_height(CAPTION_SIZE) + 3 if caption else 0)
     spaces = [line if any(row.labels) else 0 for row in rows]
     total = top + sum(height + space + GAP for space in spaces) - GAP + MARGIN
     # A label ends with room of its own.
@@ -72,8 +60,8 @@ def draw_strip(rows: Sequence[Row], caption: str = "", smallest: int = SMALLEST_
     sheet = Image.new("RGB", (inner + 2 * MARGIN, total), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if caption:
-        text = _fitting(caption, CAPTION_SIZE, inner)
-        draw.text((MARGIN, MARGIN - 2), text, fill=CAPTION_COLOUR, font=_font(CAPTION_SIZE))
+        text = fitting(caption, CAPTION_SIZE, inner)
+        draw.text((MARGIN, MARGIN - 2), text, fill=CAPTION_COLOUR, font=font(CAPTION_SIZE))
     y = top
     for row, space, images in zip(rows, spaces, tiles, strict=True):
         place = y + (space if row.above else 0)
@@ -82,8 +70,8 @@ def draw_strip(rows: Sequence[Row], caption: str = "", smallest: int = SMALLEST_
             sheet.paste(tile, (x, place))
             if i < len(row.labels) and row.labels[i]:
                 middle = (x + width / 2, y + line / 2 if row.above else place + height + line / 2)
-                text = _fitting(row.labels[i], LABEL_SIZE, width + GAP - 2)
-                draw.text(middle, text, fill=LABEL_COLOUR, font=_font(LABEL_SIZE), anchor="mm")
+                text = fitting(row.labels[i], LABEL_SIZE, width + GAP - 2)
+                draw.text(middle, text, fill=LABEL_COLOUR, font=font(LABEL_SIZE), anchor="mm")
         y += height + space + GAP
     return sheet
 

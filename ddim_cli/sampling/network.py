@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddim_cli.errors import DdimError
+from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.load import SamplingNetwork, load_sampling_network
 from ddim_cli.sampling import compiled
 from ddim_cli.sampling.compiled import Target
@@ -59,12 +60,13 @@ def load_network(
     calls: int,
     compiling: Callable[[], None] = lambda: None,
     note: Callable[[str], None] = lambda text: None,
+    load: Callable[[ModelDescription, torch.device, torch.dtype], SamplingNetwork] = load_sampling_network,
 ) -> tuple[SamplingNetwork, bool]:
     """The network of ``target``, and whether it is compiled code.
 
     ``setting`` is runtime.compile: True takes kept code or builds it; "auto" builds it only if ``calls`` of the
     network earn the build back, and runs uncompiled, saying so to ``note``, if that fails. ``compiling`` is called
-    before a build.
+    before a build; ``load`` loads the weights where kept code is not found.
 
     Raises:
         ModelError: for weights that cannot be loaded.
@@ -78,7 +80,7 @@ def load_network(
     if setting is True:
         compiling()
         return compiled.build(target), True
-    network = load_sampling_network(target.model, target.device, target.dtype)
+    network = load(target.model, target.device, target.dtype)
     if setting == "auto" and compiled.earns_its_build(target, calls, network):
         if compiled.compiler() is None:
             note("there is no C++ compiler: the network runs uncompiled")

@@ -6,11 +6,11 @@ Reads JSON and TOML only; torch and the weights come later.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ddim_cli.config.layers import Layer, Resolved, merge, validate_layer
-from ddim_cli.config.schema import KEYS, Config, SchedulerSettings
+from ddim_cli.config.schema import KEYS, Config, ModelSettings, SchedulerSettings
 from ddim_cli.config.seeds import MAX_SEED, parse_classes
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.rules import check_combination
@@ -164,20 +164,29 @@ def _check_network(config: Config, model: ModelDescription, timesteps: Sequence[
         )
 
 
-def resolve(layers: Sequence[Layer], cached_only: bool = False) -> Run:
+def _swept_elsewhere(layers: Sequence[Layer]) -> list[str]:
+    sweeps = [layer.sweep for layer in layers if layer.sweep is not None]
+    return [f"{where('sweep')}: [sweep] is for ddim sweep, and left out here" for _, where in sweeps]
+
+
+def resolve(
+    layers: Sequence[Layer],
+    cached_only: bool = False,
+    describe: Callable[[ModelSettings, bool], ModelDescription] = describe_model,
+) -> Run:
     """Join ``layers`` (lowest first) and the model's own scheduler config into a run.
 
-    With ``cached_only`` a model on the Hub is taken from the cache, and nobody is asked.
+    With ``cached_only`` a model on the Hub is taken from the cache, and nobody is asked. ``describe`` finds the model.
 
     Raises:
         ConfigError: for settings that cannot work together.
         ModelError: for a model that is not there or cannot be sampled from.
     """
-    model = describe_model(merge(layers).config.model, cached_only)
+    model = describe(merge(layers).config.model, cached_only)
     layer = model.scheduler_layer()
     validate_layer(layer)
     resolved = merge([layer, *layers])
-    return judge(resolved, model, _trained_differently(resolved, layer, model))
+    return judge(resolved, model, [*_swept_elsewhere(layers), *_trained_differently(resolved, layer, model)])
 
 
 def resolve_loosely(layers: Sequence[Layer]) -> Run:

@@ -217,12 +217,16 @@ def load_run_network(
 
 
 def load_job_network(job: Job, images: int, reporter: Reporter) -> tuple[SamplingNetwork, Job]:
-    """The job's network, and the job with a record that says whether it is compiled code."""
+    """The job's network, and the job that says whether it is compiled code."""
     network, compiled = load_run_network(
         job.run, job.device, job.dtype, job.batch_size, images, lambda: reporter.compiling(job), reporter.note
     )
-    runtime = {**job.record["runtime"], "compile": compiled}
-    return network, replace(job, record={**job.record, "runtime": runtime})
+    return network, says_compiled(job, compiled)
+
+
+def says_compiled(job: Job, compiled: bool) -> Job:
+    """The job with a record that says whether its network is compiled code."""
+    return replace(job, record={**job.record, "runtime": {**job.record["runtime"], "compile": compiled}})
 
 
 def _sample_into(job: Job, todo: Sequence[int], network: SamplingNetwork, reporter: Reporter) -> int:
@@ -267,8 +271,20 @@ def pending(job: Job, overwrite: bool = False) -> list[int]:
     return job.folder.missing(job.seeds, job.identity)
 
 
-def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False, npz: Path | None = None) -> Summary:
+# (job, images to make, reporter) -> the job's network, and the job that says whether it is compiled code
+Load = Callable[[Job, int, Reporter], tuple[SamplingNetwork, Job]]
+
+
+def execute(
+    job: Job,
+    reporter: Reporter | None = None,
+    overwrite: bool = False,
+    npz: Path | None = None,
+    load: Load = load_job_network,
+) -> Summary:
     """Make what is missing of a job; into ``npz``, once the whole plan is there, all its pictures as one array.
+
+    ``load`` gives the network where something is to be made.
 
     Raises:
         UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
@@ -282,7 +298,7 @@ def execute(job: Job, reporter: Reporter | None = None, overwrite: bool = False,
     network = None
     if todo:
         reporter.loading(job)
-        network, job = load_job_network(job, len(todo), reporter)
+        network, job = load(job, len(todo), reporter)
     folder.create()
     if overwrite:
         folder.clear(job.seeds, settings)

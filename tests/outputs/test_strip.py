@@ -5,19 +5,8 @@ import pytest
 from PIL import Image
 
 from ddim_cli.outputs.contact_sheet import BACKGROUND, GAP
-from ddim_cli.outputs.strip import (
-    FRAME_MS,
-    LABEL_SIZE,
-    MARGIN,
-    REST_MS,
-    Row,
-    _fitting,
-    _font,
-    _line_height,
-    draw_strip,
-    encode_gif,
-    enlarged,
-)
+from ddim_cli.outputs.lettering import LABEL_SIZE, MARGIN, fitting, font, line_height
+from ddim_cli.outputs.strip import FRAME_MS, REST_MS, Row, draw_strip, encode_gif, enlarged
 
 WHITE = Image.new("L", (32, 32), 255)
 
@@ -44,7 +33,7 @@ def test_large_frames_stay_and_transparent_ones_lie_on_the_ground():
 @pytest.mark.parametrize("above", [False, True])
 def test_labels_stand_beside_their_own_frames(above):
     strip = draw_strip([Row([WHITE] * 3, ["t = 980", "", "t = 0"], above)])
-    line = _line_height(LABEL_SIZE)
+    line = line_height(LABEL_SIZE)
     top = MARGIN + (line if above else 0)
     assert strip.width == 2 * MARGIN + 3 * 96 + 2 * GAP
     assert strip.getpixel((MARGIN, top)) == strip.getpixel((MARGIN + 95, top + 95)) == (255, 255, 255)
@@ -62,11 +51,11 @@ def test_a_caption_and_rows_of_different_lengths():
 
 def test_text_that_is_too_long_loses_its_middle():
     text = f"seed {2**63 - 1}"
-    short = _fitting(text, LABEL_SIZE, 96)
+    short = fitting(text, LABEL_SIZE, 96)
     assert short.startswith("seed ")
     assert short.endswith("07")
-    assert _font(LABEL_SIZE).getlength(short) <= 96 < _font(LABEL_SIZE).getlength(text)
-    assert _fitting("t = 0", LABEL_SIZE, 96) == "t = 0"
+    assert font(LABEL_SIZE).getlength(short) <= 96 < font(LABEL_SIZE).getlength(text)
+    assert fitting("t = 0", LABEL_SIZE, 96) == "t = 0"
 
 
 def test_an_animation_has_its_frames_in_order_and_rests():

@@ -1,0 +1,270 @@
+"""A sweep: axes of settings, whose product is a table of cells, and overrides that change single cells of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ddim_cli.config.layers import Layer, list_values, nearest, validate_layer
+from ddim_cli.config.schema import KEYS
+from ddim_cli.config.write import toml_value
+from ddim_cli.errors import ConfigError
+
+# Keys of [sweep] that are no axes.
+SCORING = ("reference", "extractor")
+RESERVED = (*SCORING, "override")
+# Of a value that is a list, in a label; longer ones are shortened.
+LONGEST_LABEL = 24
+
+
+@dataclass(frozen=True)
+class Value:
+    """One position of an axis: its label, unique within the axis, and the settings it stands for."""
+
+    label: str
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Axis:
+    """``plain`` where all values are of the one key ``name`` stands for, so that a label alone says too little."""
+
+    name: str
+    values: tuple[Value, ...]
+    plain: bool = True
+
+    def title(self, value: Value) -> str:
+        """``"steps=10"``; of an axis of several keys the label alone."""
+        return f"{self.name}={value.label}" if self.plain else value.label
+
+
+@dataclass(frozen=True)
+class Override:
+    """``layer`` holds in the cells in which every key of ``when`` has one of the values given."""
+
+    when: Mapping[str, tuple[Any, ...]]
+    layer: Layer
+    origin: str
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        return all(key in settings and settings[key] in wanted for key, wanted in self.when.items())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its place on each axis, in words, and what it sets, lowest first."""
+
+    at: tuple[int, ...]
+    titles: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(self.titles)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Dotted key -> value of all that the cell sets."""
+        return {key: value for layer in self.layers for key, value in layer.values.items()}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``reference`` and ``extractor`` are those of ``ddim evaluate``, None where cells are not scored."""
+
+    axes: tuple[Axis, ...]
+    overrides: tuple[Override, ...] = ()
+    reference: str | None = None
+    extractor: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells())
+
+    def cells(self) -> list[Cell]:
+        """All cells; the last axis varies fastest."""
+        found = []
+        for at in itertools.product(*(range(len(axis.values)) for axis in self.axes)):
+            values = [axis.values[i] for axis, i in zip(self.axes, at, strict=True)]
+            layers = [value.layer for value in values]
+            settings = {key: v for layer in layers for key, v in layer.values.items()}
+            layers += [override.layer for override in self.overrides if override.holds(settings)]
+            titles = tuple(axis.title(value) for axis, value in zip(self.axes, values, strict=True))
+            found.append(Cell(at, titles, tuple(layers)))
+        return found
+
+
+def full_key(name: str, origin: str) -> str:
+    """The dotted key that ``name`` stands for: itself, or of [sampling] a bare one. Raises ConfigError."""
+    key = name if "." in name else f"sampling.{name}"
+    if key in KEYS:
+        return key
+    known = [*KEYS, *(k.partition(".")[2] for k in KEYS if k.startswith("sampling."))]
+    raise ConfigError(f"{origin}: unknown key {name} in a sweep{nearest(name, known)}")
+
+
+def short_name(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return toml_value(value)
+    text = "-".join(map(_label, value))
+    return text if len(text) <= LONGEST_LABEL else f"{_label(value[0])}-...-{_label(value[-1])}"
+
+
+def _layer(table: Mapping[str, Any], origin: str) -> Layer:
+    values = {full_key(name, origin): value for name, value in _dotted(table)}
+    if len(values) < len(list(_dotted(table))):
+        raise ConfigError(f"{origin}: a key is set twice in {json.dumps(table)}")
+    for key in values:
+        if key.startswith("output."):
+            raise ConfigError(f"{origin}: {key} is the same for the whole sweep; set it in [output]")
+    layer = Layer(values, dict.fromkeys(values, origin))
+    validate_layer(layer)
+    return layer
+
+
+def _dotted(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values; what TOML reads ``a.b = 1`` as, a table a with a key b, is the key "a.b" again."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", v) for inner, v in value.items())
+        else:
+            yield name, value
+
+
+def _make_axis(name: str, values: Any, origin: str) -> Axis:
+    """An axis of one key, or of several: a list of tables. Raises ConfigError."""
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"{origin}: {name} in a sweep takes a list of values, one a cell")
+    if all(isinstance(value, Mapping) for value in values):
+        found = [_bundle(name, dict(value), origin) for value in values]
+        return Axis(name, tuple(_unique(found, name, origin)), plain=False)
+    if any(isinstance(value, Mapping) for value in values):
+        raise ConfigError(f"{origin}: {name} mixes tables and single values; use tables for all")
+    key = full_key(name, origin)
+    found = [Value(_label(value), _layer({key: value}, origin)) for value in values]
+    return Axis(short_name(key), tuple(_unique(found, name, origin)))
+
+
+def _bundle(name: str, table: dict[str, Any], origin: str) -> Value:
+    """``{ eta = 0.5, steps = 20 }``, with a ``label`` if it is to have a name."""
+    label = table.pop("label", None)
+    if label is not None and not (isinstance(label, str) and label.strip()):
+        raise ConfigError(f"{origin}: {name} has a label {json.dumps(label)}; it takes a text")
+    if not table:
+        raise ConfigError(f"{origin}: {name} has a table that sets nothing; write for example {{ eta = 0.5 }}")
+    layer = _layer(table, origin)
+    return Value(label or ", ".join(f"{short_name(k)}={_label(v)}" for k, v in layer.values.items()), layer)
+
+
+def _unique(values: Sequence[Value], name: str, origin: str) -> Iterator[Value]:
+    """The values with labels of their own. Raises ConfigError for a value given twice."""
+    for i, value in enumerate(values):
+        if any(value.layer.values == other.layer.values for other in values[:i]):
+            raise ConfigError(f"{origin}: {name} has {value.label} twice")
+    count = Counter(value.label for value in values)
+    for i, value in enumerate(values):
+        yield replace(value, label=f"{value.label} #{i + 1}") if count[value.label] > 1 else value
+
+
+def _make_override(table: Any, axes: Sequence[Axis], origin: str) -> Override:
+    """Raises ConfigError for one that could hold in no cell, or sets what an axis sets."""
+    if not isinstance(table, Mapping) or set(table) != {"when", "set"}:
+        raise ConfigError(f"{origin}: [[sweep.override]] takes when and set, for example when = {{ steps = 1000 }}")
+    for part in ("when", "set"):
+        if not isinstance(table[part], Mapping) or not table[part]:
+            raise ConfigError(f"{origin}: {part} of [[sweep.override]] is a table of keys and values")
+    swept = _swept(axes)
+    when: dict[str, tuple[Any, ...]] = {}
+    for name, wanted in _dotted(table["when"]):
+        key = full_key(name, origin)
+        if key not in swept:
+            raise ConfigError(f"{origin}: when names {name}, which is on no axis")
+        choices = tuple(wanted) if isinstance(wanted, list) and wanted not in swept[key] else (wanted,)
+        for value in choices:
+            if value not in swept[key]:
+                raise ConfigError(f"{origin}: when asks for {name} = {json.dumps(value)}, which no cell has")
+        when[key] = choices
+    layer = _layer(table["set"], origin)
+    for key in layer.values:
+        if key in swept:
+            raise ConfigError(f"{origin}: set names {key}, which is on an axis")
+    return Override(when, layer, origin)
+
+
+def _swept(axes: Iterable[Axis]) -> dict[str, list[Any]]:
+    """Every key on an axis, with its values."""
+    found: dict[str, list[Any]] = {}
+    for axis in axes:
+        for value in axis.values:
+            for key, v in value.layer.values.items():
+                found.setdefault(key, []).append(v)
+    return found
+
+
+def _check_axes(axes: Sequence[Axis], origin: str) -> None:
+    """Raise ConfigError for a key on two axes."""
+    owner: dict[str, str] = {}
+    for axis in axes:
+        for key in _swept([axis]):
+            if owner.setdefault(key, axis.name) != axis.name:
+                raise ConfigError(f"{origin}: {key} is on two axes, {owner[key]} and {axis.name}")
+
+
+def parse_axis(text: str) -> tuple[str, list[Any]]:
+    """``"steps=10,20"`` of --axis: the name and its values. Raises ConfigError."""
+    name, equals, values = text.partition("=")
+    if not equals or not name.strip() or not values.strip():
+        raise ConfigError(f"--axis {text}: write KEY=V1,V2, for example steps=10,20,50")
+    return name.strip(), list_values(values, f"--axis {text}")
+
+
+def parse_sweep(layers: Sequence[Layer], axes: Sequence[str] = ()) -> Sweep:
+    """The sweep that the [sweep] tables of ``layers`` and the ``axes`` of --axis describe; a later one wins, by name.
+
+    Raises:
+        ConfigError: for anything in it that is wrong, and where there is no axis.
+    """
+    found: dict[str, Axis] = {}
+    overrides: list[tuple[Any, str]] = []
+    scoring: dict[str, str] = {}
+    for layer in layers:
+        if layer.sweep is None:
+            continue
+        table, own = layer.sweep
+        origin = own("sweep")
+        if not isinstance(table, Mapping):
+            raise ConfigError(f"{origin}: sweep is a table; write [sweep] with axes below it")
+        for name, value in table.items():
+            if name in SCORING:
+                if not isinstance(value, str) or not value:
+                    raise ConfigError(f"{own('sweep', name)}: {name} in [sweep] takes a text")
+                scoring[name] = value
+            elif name == "override":
+                overrides += [(each, origin) for each in (value if isinstance(value, list) else [value])]
+            else:
+                # Unquoted, a.b = [...] is a table a with a key b.
+                for dotted, values in _dotted({name: value}):
+                    axis = _make_axis(dotted, values, own("sweep", name))
+                    found[axis.name] = axis
+    for text in axes:
+        axis = _make_axis(*parse_axis(text), f"--axis {text}")
+        found[axis.name] = axis
+    if not found:
+        raise ConfigError("a sweep needs an axis: --axis steps=10,20,50, or a [sweep] table in a config")
+    _check_axes(tuple(found.values()), "the sweep")
+    made = tuple(_make_override(table, tuple(found.values()), origin) for table, origin in overrides)
+    return Sweep(tuple(found.values()), made, **scoring)
+
+
+def without_sweep(layers: Iterable[Layer]) -> list[Layer]:
+    """The layers, with what is the same for every cell alone."""
+    return [replace(layer, sweep=None) for layer in layers]

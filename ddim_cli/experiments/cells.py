@@ -1,0 +1,98 @@
+"""The cells of a sweep as runs that are known to work. Reads JSON and TOML only; torch and the weights come later."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ddim_cli.config.layers import Layer
+from ddim_cli.config.sweep import Cell, Sweep, without_sweep
+from ddim_cli.errors import ConfigError
+from ddim_cli.models.describe import describe_model
+from ddim_cli.sampling.resolve import Run, resolve
+
+# Of a folder's name, with room for what other programs add.
+LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """A cell, the run it stands for, and the name of its folder."""
+
+    cell: Cell
+    run: Run
+    name: str
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.run.config.seeds()
+
+
+def _names(cells: Sequence[Cell]) -> Iterator[str]:
+    """A folder name a cell, of its titles: ``steps=10,eta=0.5``; no two are equal, also where case does not count."""
+    taken: set[str] = set()
+    for number, cell in enumerate(cells):
+        text = ",".join(re.sub(r"[^\w.=+#-]+", "-", title).strip("-.") or "cell" for title in cell.titles)
+        name = text[:LONGEST_NAME]
+        if name.lower() in taken:
+            name = f"{name}-{number}"
+        taken.add(name.lower())
+        yield name
+
+
+def _check_flags(layers: Sequence[Layer], sweep: Sweep) -> None:
+    """Raise ConfigError for a key on an axis that an option sets too: it would have no say."""
+    swept = {key for axis in sweep.axes for value in axis.values for key in value.layer.values}
+    for layer in layers:
+        for key in layer.values:
+            if key in swept and layer.origins[key].startswith("--"):
+                raise ConfigError(f"{layer.origins[key]}: {key} is on an axis of the sweep; leave it out")
+
+
+def _check_prefixes(cells: Sequence[CellRun]) -> None:
+    """Raise ConfigError unless the seeds of every cell are the first of the longest one's."""
+    longest = max(cells, key=lambda own: len(own.seeds))
+    for own in cells:
+        if own.seeds != longest.seeds[: len(own.seeds)]:
+            raise ConfigError(
+                f"cell {own.cell.title}: its seeds are not the first of the others' ({longest.cell.title}); all cells "
+                "of a sweep have the same seeds, or fewer of them"
+            )
+
+
+def resolve_cells(
+    layers: Sequence[Layer], sweep: Sweep, resolve: Callable[..., Run] = resolve
+) -> tuple[list[CellRun], list[str]]:
+    """The cells of a sweep, and the warnings about them, each once.
+
+    Raises:
+        ConfigError: for settings that cannot work, naming the cell.
+        ModelError: for a model that is not there or cannot be sampled from.
+    """
+    layers = without_sweep(layers)
+    _check_flags(layers, sweep)
+    # The same answer for every cell of a model, and the Hub is asked once.
+    describe = lru_cache(describe_model)
+    cells, found = sweep.cells(), []
+    for cell, name in zip(cells, _names(cells), strict=True):
+        try:
+            found.append(CellRun(cell, resolve([*layers, *cell.layers], describe=describe), name))
+        except ConfigError as error:
+            raise ConfigError(*(f"cell {cell.title}: {problem}" for problem in error.problems)) from None
+    _check_prefixes(found)
+    return found, _warnings(found)
+
+
+def _warnings(cells: Sequence[CellRun]) -> list[str]:
+    """Each warning once, with the cells it is about where it is not about all."""
+    about: dict[str, list[str]] = {}
+    for own in cells:
+        for warning in own.run.warnings:
+            about.setdefault(warning, []).append(own.cell.title)
+    shown = []
+    for warning, titles in about.items():
+        several = f"cell {titles[0]}" if len(titles) == 1 else f"{len(titles)} cells, {titles[0]} the first"
+        shown.append(warning if len(titles) == len(cells) else f"{several}: {warning}")
+    return shown
