@@ -9,6 +9,8 @@ import numpy as np
 
 # As in the code of Binkowski et al.
 SUBSETS, LARGEST_SUBSET = 100, 1000
+# Of a kernel's matrix, what is computed at a time: it stays in a core's cache.
+ROWS = 64
 
 
 class Gaussian(NamedTuple):
@@ -69,16 +71,20 @@ def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        # A product of three is twenty times as fast as NumPy's third power.
-        k = x @ y.T / x.shape[1] + 1
-        return k * k * k
+    dimension = a.shape[1]
+
+    def kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+        total = 0.0
+        for start in range(0, len(x), ROWS):
+            k = x[start : start + ROWS] @ y.T / dimension + 1
+            total += np.vdot(k * k, k)
+        return total
 
     def mean_of_others(x: np.ndarray) -> float:
-        k = kernel(x, x)
-        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+        with_itself = ((np.square(x).sum(1) / dimension + 1) ** 3).sum()
+        return (kernel_sum(x, x) - with_itself) / (len(x) * (len(x) - 1))
 
-    return float(mean_of_others(a) + mean_of_others(b) - 2 * kernel(a, b).mean())
+    return float(mean_of_others(a) + mean_of_others(b) - 2 * kernel_sum(a, b) / (len(a) * len(b)))
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int = 0) -> KernelDistance | None:
