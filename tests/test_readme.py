@@ -69,6 +69,9 @@ def test_every_file_and_flag_that_is_named_exists():
         "--between",
         "--frames",
         "--square",
+        "--axis",
+        "--reference",
+        "--extractor",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
         "--array",

@@ -12,6 +12,7 @@ from ddim_cli.cli import console
 from ddim_cli.cli.options import Json, Layers, Verbose, with_settings
 
 if TYPE_CHECKING:
+    from ddim_cli.config.layers import Layer
     from ddim_cli.sampling.resolve import Run
 
 HELP = """\
@@ -77,31 +78,47 @@ def check(
     """
     from ddim_cli.config.layers import read_file
     from ddim_cli.errors import ConfigError
-    from ddim_cli.sampling.resolve import resolve_loosely
 
     problems: list[str] = []
     results = []
     for file in files:
         try:
-            run = resolve_loosely([read_file(file)])
-            _check_coefficients(run)
+            layer = read_file(file)
+            runs, warnings = _runs(layer)
+            for run in runs:
+                _check_coefficients(run)
         except ConfigError as error:
             # Problems of single keys name their file already; contradictions between keys do not.
             found = [p if p.startswith(f"{file}:") else f"{file}: {p}" for p in error.problems]
             problems += found
             results.append({"file": str(file), "ok": False, "problems": found})
         else:
-            for warning in run.warnings:
+            for warning in warnings:
                 console.warn(f"{file}: {warning}")
-            results.append({"file": str(file), "ok": True, "warnings": list(run.warnings)})
+            cells = {} if layer.sweep is None else {"cells": len(runs)}
+            results.append({"file": str(file), "ok": True, **cells, "warnings": warnings})
             if not json:
-                typer.echo(f"{file}: ok")
+                typer.echo(f"{file}: ok" + (f", a sweep of {console.counted(len(runs), 'cell')}" if cells else ""))
     if json:
         console.print_json({"files": results})
     for problem in problems:
         console.show_error(problem)
     if problems:
         raise typer.Exit(ConfigError.exit_code)
+
+
+def _runs(layer: Layer) -> tuple[list[Run], list[str]]:
+    """What a file asks for, a run or the cells of a sweep, and the warnings. Raises ConfigError."""
+    from ddim_cli.sampling.resolve import resolve_loosely
+
+    if layer.sweep is None:
+        run = resolve_loosely([layer])
+        return [run], list(run.warnings)
+    from ddim_cli.config.sweep import parse_sweep
+    from ddim_cli.experiments.cells import resolve_cells
+
+    cells, warnings = resolve_cells([layer], parse_sweep([layer]), resolve_loosely)
+    return [own.run for own in cells], warnings
 
 
 def _check_coefficients(run: Run) -> None:
@@ -165,6 +182,8 @@ def schema(verbose: Verbose = False) -> None:
     Print the JSON Schema of a config, for editors that complete TOML keys.
     """
     from ddim_cli.config.schema import Config
+    from ddim_cli.config.sweep import JSON_SCHEMA
 
     found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    found["properties"]["sweep"] = JSON_SCHEMA
     typer.echo(json_module.dumps(found, indent=2))

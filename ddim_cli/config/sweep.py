@@ -16,7 +16,25 @@ from ddim_cli.errors import ConfigError
 
 # Keys of [sweep] that are no axes.
 SCORING = ("reference", "extractor")
-RESERVED = (*SCORING, "override")
+# For editors: [sweep] in JSON Schema.
+JSON_SCHEMA = {
+    "description": "Axes of ddim sweep: any key, with a list of values, or a name with a list of tables of keys.",
+    "type": "object",
+    "properties": {
+        "reference": {"type": "string", "description": "score every cell against this, as ddim evaluate does"},
+        "extractor": {"type": "string", "description": "the network whose features are compared"},
+        "override": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"when": {"type": "object"}, "set": {"type": "object"}},
+                "required": ["when", "set"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "additionalProperties": {"type": ["array", "object"]},
+}
 # Of a value that is a list, in a label; longer ones are shortened.
 LONGEST_LABEL = 24
 

@@ -10,6 +10,13 @@ from typing import Any
 from ddim_cli.config.layers import Resolved, describe_allowed, key_schema, replaced_by
 from ddim_cli.config.schema import SECTIONS
 
+_STARTER_SWEEP = [
+    "# For ddim sweep: the same seeds with every combination of these. Any key takes a list of values.",
+    "# [sweep]",
+    "# steps = [10, 20, 50]",
+    "# eta = [0.0, 1.0]",
+]
+
 
 def toml_value(value: Any) -> str:
     """A TOML literal for a setting's value."""
@@ -68,4 +75,5 @@ def render_starter(values: Mapping[str, Any]) -> str:
             else:
                 shown = field.default if field.default is not None else field.examples[0]
                 lines.append(f"# {name} = {toml_value(shown)}")
+    lines += ["", *_STARTER_SWEEP]
     return "\n".join(lines) + "\n"

@@ -189,10 +189,10 @@ def resolve(
     return judge(resolved, model, [*_swept_elsewhere(layers), *_trained_differently(resolved, layer, model)])
 
 
-def resolve_loosely(layers: Sequence[Layer]) -> Run:
+def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescription] = describe_model) -> Run:
     """As `resolve`, but a model that cannot be opened is no error: the settings are judged without it."""
     try:
-        return resolve(layers, cached_only=True)
+        return resolve(layers, cached_only=True, describe=describe)
     except ModelError as error:
         run = judge(merge(layers))
         return replace(run, warnings=(*run.warnings, f"judged without the model's own scheduler settings: {error}"))

@@ -1,0 +1,252 @@
+"""``ddim sweep``: its cells are what ``ddim sample`` makes, and it goes on where it was stopped."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddim_cli.outputs.sweep import Block, Panel, draw_sweep, pictures_in_a_cell
+
+CONFIG = """
+[model]
+source = "{model}"
+[sampling]
+num_images = 5
+batch_size = 2
+[sweep]
+steps = [3, 4]
+variant = [{{ eta = 0.0 }}, {{ label = "large variance", variance = "large" }}]
+[[sweep.override]]
+when = {{ steps = 4 }}
+set = {{ num_images = 3, "scheduler.timestep_spacing" = "trailing" }}
+"""
+CELLS = {
+    "steps=3,eta=0.0": ("--steps", 3, "-n", 5),
+    "steps=3,large-variance": ("--steps", 3, "-n", 5, "--set", "sampling.variance=large"),
+    "steps=4,eta=0.0": ("--steps", 4, "-n", 3, "--spacing", "trailing"),
+    "steps=4,large-variance": ("--steps", 4, "-n", 3, "--spacing", "trailing", "--set", "sampling.variance=large"),
+}
+
+
+@pytest.fixture
+def config(tmp_path, tiny_model):
+    path = tmp_path / "sweep.toml"
+    path.write_text(CONFIG.format(model=tiny_model))
+    return path
+
+
+def hashes(folder):
+    return {p.name: json.loads(p.read_text())["image"]["pixels_sha256"] for p in folder.glob("0*.json")}
+
+
+def test_a_cell_is_the_same_settings_run_alone(ddim, config, tiny_model, tmp_path):
+    result = ddim("sweep", "-c", config, "-o", "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["made"], found["present"], found["left"], found["finished"]) == (16, 0, 0, True)
+    assert {cell["folder"] for cell in found["cells"]} == set(CELLS)
+    for name, args in CELLS.items():
+        assert ddim("sample", "-m", tiny_model, "-b", 2, "-o", f"alone/{name}", *args).exit_code == 0
+        assert hashes(tmp_path / "alone" / name) == hashes(tmp_path / "out" / name) != {}
+        assert ddim("verify", f"out/{name}").exit_code == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {*CELLS, "sweep.json", "sweep.png"}
+
+
+def test_sweep_json(ddim, config, tmp_path):
+    assert ddim("sweep", "-c", config, "-o", "out").exit_code == 0
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert found["schema"] == "ddim-cli/sweep/1"
+    assert (found["seeds"], found["images"], found["sheet"]) == ("0-4", 5, "sweep.png")
+    assert [axis["name"] for axis in found["axes"]] == ["steps", "variant"]
+    assert [value["label"] for value in found["axes"][1]["values"]] == ["eta=0.0", "large variance"]
+    cell = found["cells"][3]
+    assert (cell["at"], cell["folder"], cell["seeds"], cell["images"]) == ([1, 1], "steps=4,large-variance", "0-2", 3)
+    assert cell["set"]["sampling.variance"] == "large"
+    assert cell["finished"] is True
+    assert cell["images_per_second"] > 0
+
+
+def test_the_same_command_goes_on(ddim, config, tmp_path):
+    out = tmp_path / "out"
+    first = ddim("sweep", "-c", config, "-o", "out")
+    assert first.exit_code == 0
+    assert "steps: 3, variant: large variance, images: 5" in first.stdout
+    written = [p for p in out.rglob("*") if p.is_file() and p.name != "run.json"]
+    before = {p: p.stat().st_mtime_ns for p in written}
+    again = ddim("sweep", "-c", config, "-o", "out")
+    assert "nothing to do: all 16 are there already" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in written} == before
+    (out / "steps=4,eta=0.0" / "000001.png").unlink()
+    (out / "sweep.png").unlink()
+    # What a killed sweep left half written goes.
+    (out / ".sweep.json.0123456789ab.tmp").write_bytes(b"half")
+    found = json.loads(ddim("sweep", "-c", config, "-o", "out", "--json").stdout)
+    assert (found["made"], found["present"]) == (1, 15)
+    assert (out / "sweep.png").exists()
+    assert not (out / ".sweep.json.0123456789ab.tmp").exists()
+    # Another value on an axis adds cells, and other settings are refused before anything is made.
+    more = json.loads(ddim("sweep", "-c", config, "--axis", "steps=3,4,5", "-o", "out", "--json").stdout)
+    assert (more["made"], more["present"]) == (10, 16)
+    refused = ddim("sweep", "-c", config, "--no-clip-sample", "--axis", "steps=2,4", "-o", "out")
+    assert refused.exit_code == 2
+    assert "was made with scheduler.clip_sample = true" in refused.stderr
+    assert not (out / "steps=2,eta=0.0").exists()
+    assert ddim("sweep", "-c", config, "--no-clip-sample", "-o", "out", "--overwrite").exit_code == 0
+
+
+def test_shards_need_no_meeting_point(ddim, config, tmp_path):
+    first = json.loads(ddim("sweep", "-c", config, "-o", "out", "--shard", "0/2", "--json").stdout)
+    assert (first["finished"], first["sheet"]) == (False, None)
+    assert first["left"] == 16 - first["made"]
+    second = json.loads(ddim("sweep", "-c", config, "-o", "out", "--shard", "1/2", "--json").stdout)
+    assert second["finished"] is True
+    assert first["made"] + second["made"] == 16
+    assert (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_the_network_is_loaded_once(ddim, tiny_model, monkeypatch, tmp_path):
+    from ddim_cli.experiments import sweep as room
+
+    loads, whole = [], room.load_sampling_network
+    monkeypatch.setattr(room, "load_sampling_network", lambda *which: loads.append(which) or whole(*which))
+    args = ["sweep", "-m", tiny_model, "--axis", "steps=2,3", "--axis", "sampling.batch_size=1,2", "-n", 2]
+    assert ddim(*args, "-o", "out").exit_code == 0
+    assert len(loads) == 1
+    assert ddim(*args, "-o", "other", "--axis", f"model.source='{tiny_model}','mnist'").exit_code == 2
+    assert ddim(*args[:1], *args[3:], "-o", "other", "--axis", f"model.source='{tiny_model}','mnist'").exit_code == 0
+    assert [which[0].name for which in loads[1:]] == [
+        "tiny",
+        "mnist",
+        "tiny",
+        "mnist",
+        "tiny",
+        "mnist",
+        "tiny",
+        "mnist",
+    ]
+
+
+def test_dry_run_writes_nothing(ddim, config, tmp_path):
+    result = ddim("sweep", "-c", config, "-o", "out", "--dry-run")
+    assert result.exit_code == 0
+    assert f"work: {3 * 5 * 2 + 4 * 3 * 2} steps of an image" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_default_folder_is_found_again(ddim, tiny_model):
+    args = ("sweep", "-m", tiny_model, "--axis", "steps=2,3", "-n", 1, "--json")
+    first, again = (json.loads(ddim(*args).stdout) for _ in range(2))
+    assert first["folder"].startswith("outputs/tiny-sweep-")
+    assert first["folder"] == again["folder"]
+    assert again["made"] == 0
+    assert json.loads(ddim(*args, "--eta", 1).stdout)["folder"] != first["folder"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--axis", "steps=2,3", "--steps", "4"], "--steps: sampling.steps is on an axis of the sweep"),
+        ([], "a sweep needs an axis"),
+        (["--axis", "steps=2", "--extractor", "x.pt"], "an extractor without a reference"),
+        (["--axis", "steps=2,1001"], "cell steps=1001: "),
+    ],
+)
+def test_mistakes(ddim, tiny_model, tmp_path, args, message):
+    result = ddim("sweep", "-m", tiny_model, "-o", "out", *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_sample_is_refused(ddim, tiny_model):
+    assert ddim("sample", "-m", tiny_model, "-n", 1, "--steps", 2, "-o", "out").exit_code == 0
+    refused = ddim("sweep", "-m", tiny_model, "--axis", "steps=2", "-n", 1, "-o", "out")
+    assert refused.exit_code == 2
+    assert "holds pictures of ddim sample" in refused.stderr
+
+
+def test_a_failing_cell_is_named(ddim, tiny_model, monkeypatch):
+    from ddim_cli.errors import RunError
+    from ddim_cli.experiments import sweep as room
+
+    whole = room.execute_job
+
+    def broken(job, *args, **more):
+        if job.run.config.sampling.steps == 3:
+            raise RunError("seed 0: the result is not finite")
+        return whole(job, *args, **more)
+
+    monkeypatch.setattr(room, "execute_job", broken)
+    result = ddim("sweep", "-m", tiny_model, "--axis", "steps=2,3", "-n", 1, "-o", "out")
+    assert result.exit_code == 1
+    assert "cell steps=3: seed 0" in result.stderr
+
+
+def test_sweep_elsewhere_is_left_out_with_a_warning(ddim, config):
+    result = ddim("sample", "-c", config, "-n", 1, "--steps", 2, "-o", "out")
+    assert result.exit_code == 0
+    assert "[sweep] is for ddim sweep, and left out here" in result.stderr
+
+
+def test_config_check_looks_into_every_cell(ddim, config):
+    assert "ok, a sweep of 4 cells" in ddim("config", "check", config).stdout
+    config.write_text(config.read_text().replace("steps = [3, 4]", "steps = [3, 4, 1001]"))
+    result = ddim("config", "check", config)
+    assert result.exit_code == 2
+    assert "cell steps=1001, eta=0.0" in result.stderr
+
+
+def plain(value):
+    return Image.new("L", (32, 32), value)
+
+
+def test_the_sheet_shows_the_cells_in_their_places():
+    """Two columns, two rows, blocks of 2 x 2 pictures of one grey a cell."""
+    greys = [[60, 90], [120, 200]]
+    blocks = [[Block([plain(grey)] * 4) for grey in row] for row in greys]
+    sheet = np.asarray(draw_sweep([Panel(blocks, ["steps=3", "steps=4"], ["eta=0", "eta=1"])], "caption", 2))
+    for i, row in enumerate(greys):
+        for j, grey in enumerate(row):
+            found = np.argwhere((sheet == grey).all(2))
+            assert len(found) == 4 * 64 * 64
+            middle = found.mean(0)
+            assert (middle[0] > sheet.shape[0] / 2) == bool(i)
+            assert (middle[1] > sheet.shape[1] / 2) == bool(j)
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "several", "most", "expected"),
+    [
+        ((32, 32), 5, True, 2000, (3, 3)),
+        ((32, 32), 5, True, 4, (2, 2)),
+        ((32, 32), 5, True, 1, (1, 1)),
+        ((256, 256), 5, True, 9, (2, 2)),
+        ((256, 256), 20, True, 9, (1, 1)),
+        ((32, 32), 1, False, 2000, (8, 1)),
+        ((32, 32), 1, False, 3, (3, 1)),
+    ],
+)
+def test_how_many_pictures_a_cell_shows(size, columns, several, most, expected):
+    assert pictures_in_a_cell(size, columns, several, most) == expected
+
+
+def test_the_sheet_of_a_sweep(ddim, config, tmp_path):
+    """Every picture of the sheet is one of its cell, enlarged: eight pixels to 64."""
+    assert ddim("sweep", "-c", config, "-o", "out").exit_code == 0
+    sheet = np.asarray(Image.open(tmp_path / "out" / "sweep.png"))
+    for name in CELLS:
+        tile = np.asarray(Image.open(tmp_path / "out" / name / "000000.png")).repeat(8, 0).repeat(8, 1)
+        rows, columns = range(sheet.shape[0] - 63), range(sheet.shape[1] - 63)
+        corner = sheet[: len(rows), : len(columns), 0] == tile[0, 0, 0]
+        places = [p for p in np.argwhere(corner) if np.array_equal(sheet[p[0] : p[0] + 64, p[1] : p[1] + 64], tile)]
+        assert len(places) == 1, name
+
+
+def test_three_axes_are_panels(ddim, tiny_model, tmp_path):
+    args = ["--axis", "steps=2,3", "--axis", "eta=0.0,1.0", "--axis", "scheduler.clip_sample=true,false"]
+    found = json.loads(ddim("sweep", "-m", tiny_model, "-n", 1, *args, "-o", "out", "--json").stdout)
+    assert len(found["cells"]) == 8
+    with Image.open(tmp_path / "out" / "sweep.png") as sheet:
+        assert sheet.height > 4 * 64
