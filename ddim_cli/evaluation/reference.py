@@ -32,17 +32,12 @@ def spread_out(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.arange(most) * count // most
 
 
-def write_statistics(path: Path, gaussian: Gaussian, features: np.ndarray, extractor: str | None) -> None:
+def write_statistics(path: Path, gaussian: Gaussian, features: np.ndarray | None, extractor: str | None) -> None:
     """Write an .npz that `read_statistics` reads; the file appears whole. Raises OSError naming ``path``."""
+    known = {"images": gaussian.count, "extractor": extractor, "features": features}
+    arrays = {name: np.asarray(value) for name, value in known.items() if value is not None}
     with atomic_file(path) as stream:
-        np.savez(
-            stream,
-            mu=gaussian.mean,
-            sigma=gaussian.covariance,
-            images=np.int64(gaussian.count),
-            extractor=np.array(extractor or ""),
-            features=features,
-        )
+        np.savez(stream, mu=gaussian.mean, sigma=gaussian.covariance, **arrays)
 
 
 def holds(path: Path, name: str) -> bool:
@@ -65,7 +60,7 @@ def read_statistics(path: Path) -> Statistics:
             mean, covariance = (archive[name].astype(np.float64) for name in ("mu", "sigma"))
             features = archive["features"].astype(np.float32) if "features" in archive else None
             count = int(archive["images"]) if "images" in archive else None
-            extractor = str(archive["extractor"]) if "extractor" in archive else ""
+            extractor = str(archive["extractor"]) if "extractor" in archive else None
     except (OSError, ValueError, TypeError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: not a whole .npz of statistics: {error}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
@@ -75,4 +70,4 @@ def read_statistics(path: Path) -> Statistics:
         raise UsageError(f"{path}: mu or sigma holds values that are not finite")
     if features is not None and features.shape[1:] != mean.shape:
         raise UsageError(f"{path}: features are {list(features.shape)}; [K, {len(mean)}] was expected")
-    return Statistics(Gaussian(mean, covariance, count), features, extractor or None)
+    return Statistics(Gaussian(mean, covariance, count), features, extractor)

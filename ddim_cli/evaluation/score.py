@@ -151,7 +151,9 @@ class Judge:
                 and where the extractor's features are not as many as the reference's.
             RunError: for a feature that is not finite, and for want of memory.
         """
-        found = self.summarize(pictures, on_image)
+        if isinstance(pictures, Sequence):
+            pictures = PictureFiles(pictures)
+        found = _summarize(self.extractor, pictures, self.device, self.batch_size, on_image)
         mine, theirs = found.gaussian, self.reference.gaussian
         if len(mine.mean) != len(theirs.mean):
             raise UsageError(
@@ -172,15 +174,9 @@ class Judge:
             self._warning(found),
         )
 
-    def summarize(self, pictures: Sequence[Path] | Pictures, on_image: OnImage = lambda done, total: None) -> Summary:
-        """What `score` compares with the reference. Raises as it does."""
-        if isinstance(pictures, Sequence):
-            pictures = PictureFiles(pictures)
-        return _summarize(self.extractor, pictures, self.device, self.batch_size, on_image)
-
-    def write_statistics(self, path: Path, summary: Summary) -> None:
-        """Keep a summary as a reference for later. Raises OSError naming ``path``."""
-        write_statistics(path, summary.gaussian, summary.features, self.extractor.sha256)
+    def keep_reference(self, path: Path) -> None:
+        """Write the reference's statistics, which `open` takes in its place. Raises OSError naming ``path``."""
+        write_statistics(path, self.reference.gaussian, self.reference.features, self.extractor.sha256)
 
     def _warning(self, found: Summary) -> str | None:
         features = len(found.gaussian.mean)

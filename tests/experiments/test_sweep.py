@@ -1,7 +1,6 @@
 """``ddim sweep``: its cells are what ``ddim sample`` makes, and it goes on where it was stopped."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
