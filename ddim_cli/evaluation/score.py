@@ -237,9 +237,8 @@ def _summarize(
 ) -> Summary:
     total, done = len(pictures), 0
     if total < 2:
-        raise UsageError(
-            f"{pictures.where or 'no pictures'}: a distance needs at least two pictures, and these are {total}"
-        )
+        where = pictures.where or "no pictures"
+        raise UsageError(f"{where}: a distance needs at least two pictures, and here is {total or 'none'}")
     moments, kept, notes = Moments(), [], {}
     positions = spread_out(total, MOST_KEPT)
     with without_tf32():
