@@ -136,8 +136,8 @@ def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = Non
     missing = [seed for seed in seeds if seed not in there]
     if missing:
         raise UsageError(
-            f"{folder.path}: lacks {len(missing):,} of {len(seeds):,} pictures (seeds {_short(missing)}); make them with "
-            "the command that began the folder, or look at the first N with -n N"
+            f"{folder.path}: lacks {len(missing):,} of {len(seeds):,} pictures (seeds {_short(missing)}); make them "
+            "with the command that began the folder, or look at the first N with -n N"
         )
     return [Path(there[seed][0]) for seed in seeds]
 
