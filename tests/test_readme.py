@@ -72,6 +72,8 @@ def test_every_file_and_flag_that_is_named_exists():
         "--axis",
         "--reference",
         "--extractor",
+        "--latents",
+        "--embed",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
         "--array",

@@ -22,7 +22,9 @@ from ddim_cli.cli.env import env
 from ddim_cli.cli.evaluate import evaluate
 from ddim_cli.cli.inspect import inspect
 from ddim_cli.cli.interpolate import interpolate
+from ddim_cli.cli.invert import invert
 from ddim_cli.cli.replay import replay
+from ddim_cli.cli.report import report_page
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
 from ddim_cli.cli.sweep import sweep
@@ -119,8 +121,10 @@ app.command(short_help="Check an output folder: nothing missing, nothing changed
 app.command(short_help="Compare a folder with golden pictures, for CI.")(compare)
 app.command(short_help="The same seeds under many settings, as a table of folders and one sheet.")(sweep)
 app.command(short_help="Pictures between the pictures of two seeds, or of four, or along a path.")(interpolate)
+app.command(short_help="The latents of pictures, and what sampling makes of them.")(invert)
 app.command(short_help="How pictures come about: a strip of frames along the steps of a seed.")(trajectory)
 app.command(short_help="Score pictures against a reference: FID, KID and their like.")(evaluate)
+app.command("report", short_help="A page to look at: the pictures of a folder or a sweep.")(report_page)
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
 app.command(short_help="What a model is: shape, weights, cost; or how a PNG was made.")(inspect)
 app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)

@@ -233,17 +233,18 @@ class RunProgress:
         warn(f"out of memory; going on with batches of {batch_size}")
         self._batch = batch_size
 
-    def started(self, job: Job, todo: Sequence[int]) -> None:
+    def started(self, job: Job, todo: Sequence[int], passes: int = 1) -> None:
         self._clear_status()
-        self._total, self._made, self._steps = len(todo), 0, len(job.run.timesteps)
+        self._total, self._made, self._steps = len(todo), 0, passes * len(job.run.timesteps)
         self._batch = min(job.batch_size, self._total)
         self._begin()
         done = len(job.seeds) - len(todo)
         batches = -(-len(todo) // job.batch_size)
         runtime = job.record["runtime"]
+        steps = counted(len(job.run.timesteps), "step") + (" up and as many down" if passes == 2 else " each")
         say(
             f"{self._name(job)}: {counted(len(todo), 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
-            f"{counted(self._steps, 'step')} each, on {runtime['device']} in {runtime['dtype']}"
+            f"{steps}, on {runtime['device']} in {runtime['dtype']}"
             + (", compiled" if runtime["compile"] else "")
             + (f"; {counted(done, 'image')} {'is' if done == 1 else 'are'} there already" if done else "")
         )
@@ -394,7 +395,7 @@ class RanksProgress(RunProgress):
 
     _plan: frozenset[int] | None = None
 
-    def started(self, job: Job, todo: Sequence[int]) -> None:
+    def started(self, job: Job, todo: Sequence[int], passes: int = 1) -> None:
         self._clear_status()
         self._plan, self._folder = frozenset(job.run.config.seeds()), job.folder
         self._total, self._last_count = len(self._plan), -float("inf")

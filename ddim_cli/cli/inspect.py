@@ -47,7 +47,7 @@ def inspect(
 
     Tell what a model is: its shape, weights, scheduler, and what running it costs. Of a picture, how it was made.
 
-    A picture is a PNG, which has the text inside, or its sidecar; its model is not loaded.
+    A picture is a PNG, which has the text inside, or its sidecar, or a latent of ddim invert; its model is not loaded.
     """
     from ddim_cli.cli.options import build_layers
     from ddim_cli.config.layers import merge
@@ -79,9 +79,10 @@ def inspect(
 
 
 def is_picture(source: str) -> bool:
-    """Whether the name is that of a PNG or a sidecar: no model has such a name, unless it is a directory."""
+    """Whether the name is that of a PNG, a sidecar or a latent: no model has such a name, unless it is a directory."""
     path = Path(source)
-    return path.suffix.lower() in (".png", ".json") and not path.is_dir()
+    named = path.suffix.lower() in (".png", ".json") or path.name.endswith(".latent.safetensors")
+    return named and not path.is_dir()
 
 
 def inspect_picture(path: Path, json: bool) -> None:
@@ -105,7 +106,7 @@ def inspect_picture(path: Path, json: bool) -> None:
 def picture_rows(found: Provenance) -> dict[str, Any]:
     """How a picture was made, as a person reads it; what the record lacks is left out."""
     record = found.record
-    image, sampling, runtime = record["image"], record["sampling"], record["runtime"]
+    image, sampling, runtime = record.get("image"), record["sampling"], record["runtime"]
     versions = runtime.get("versions")
     # A strip of a seed is more than the picture that replay would make.
     replayable = type(record.get("seed")) is int and "strip" not in record
@@ -114,6 +115,9 @@ def picture_rows(found: Provenance) -> dict[str, Any]:
         "strip": _strip(record.get("strip")),
         "seed": record.get("seed"),
         "between": _between(sampling.get("between")),
+        "inverted": _inverted(sampling.get("inverted")),
+        "error": _error(record.get("inversion")),
+        "latent": _latent(record, found.unchanged),
         "class": sampling.get("class"),
         "model": _model(record["model"]),
         "weights": record["model"].get("sha256"),
@@ -124,11 +128,12 @@ def picture_rows(found: Provenance) -> dict[str, Any]:
         "made on": _machine(runtime),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
         "made at": _made_at(record),
-        "image": f"{image.get('width')} x {image.get('height')} {image.get('mode')}",
-        "pixels": f"{states[found.unchanged] if found.picture else 'the PNG is not there'}; "
+        "image": image and f"{image.get('width')} x {image.get('height')} {image.get('mode')}",
+        "pixels": image
+        and f"{states[found.unchanged] if found.picture else 'the PNG is not there'}; "
         f"sha256 {image.get('pixels_sha256')}",
-        "told by": f"{found.told_by}" + ("" if found.told_by != found.picture else " (the text inside)"),
-        "again": f"ddim replay {found.told_by} -o again" if replayable else None,
+        "told by": f"{found.told_by}" + (" (the text inside)" if found.told_by == found.picture or not image else ""),
+        "again": f"ddim replay {found.told_by} -o again" if replayable else _from_latent(found),
     }
     return {name: value for name, value in table.items() if value is not None}
 
@@ -140,6 +145,9 @@ def _strip(strip: Any) -> str | None:
     if "show" in strip:
         what = {"x0": "the predicted x0", "xt": "the state x_t"}.get(strip["show"], strip["show"])
         return f"{what} at timesteps {_listed(strip.get('timesteps'))}"
+    if "inverted" in strip:
+        files = [p.get("file") for p in strip["inverted"] if isinstance(p, dict)]
+        return f"original, latent and reconstruction of {_listed(files)}"
     return f"{strip.get('frames')} frames between the noises of seeds {_listed(strip.get('seeds'))}"
 
 
@@ -154,6 +162,39 @@ def _between(between: Any) -> str | None:
     weights = between.get("weight")
     weights = [f"{w:.4g}" for w in (weights if isinstance(weights, list) else [weights]) if isinstance(w, (int, float))]
     return f"the noises of seeds {_listed(between.get('seeds'))}, at {_listed(weights)}"
+
+
+def _inverted(inverted: Any) -> str | None:
+    """Of which picture, and what was done to it first."""
+    if not isinstance(inverted, dict):
+        return None
+    conversion = inverted.get("conversion")
+    return f"{inverted.get('file')}" + (f" ({_listed(conversion)})" if conversion else "")
+
+
+def _error(inversion: Any) -> str | None:
+    error = inversion.get("error") if isinstance(inversion, dict) else None
+    return f"{error:.6f} (mean squared, pictures in [0, 1])" if isinstance(error, (int, float)) else None
+
+
+def _latent(record: Mapping[str, Any], unchanged: bool | None) -> str | None:
+    """The latent that a picture began at, or that beside a reconstruction; of a latent itself, its shape and state."""
+    own, inversion = record.get("latent"), record.get("inversion")
+    latent = record["sampling"].get("latent") or (inversion.get("latent") if isinstance(inversion, dict) else own)
+    if not isinstance(latent, dict):
+        return None
+    state = {True: ", as it was made", False: ", changed since"}.get(unchanged, "") if latent is own else ""
+    named = latent.get("file") or " x ".join(map(str, latent.get("shape", [])))
+    row = f", number {latent['index']} in it" if "index" in latent else ""
+    return f"{named}{row}{state}; sha256 {latent.get('sha256')}"
+
+
+def _from_latent(found: Provenance) -> str | None:
+    """The command that makes a picture from the latent that lies beside it, or from this latent."""
+    inversion = found.record.get("inversion")
+    if isinstance(inversion, dict) and isinstance(inversion.get("latent"), dict):
+        return f"ddim sample --latents {found.told_by.parent / str(inversion['latent'].get('file'))} -o again"
+    return f"ddim sample --latents {found.told_by} -o again" if "latent" in found.record else None
 
 
 def _model(model: Mapping[str, Any]) -> str:

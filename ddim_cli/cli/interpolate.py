@@ -71,12 +71,13 @@ def interpolate(
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
-    from ddim_cli.experiments.between import Between, check_deterministic, class_of
+    from ddim_cli.experiments.between import WHY_ETA_0, Between, class_of
+    from ddim_cli.experiments.rules import check_deterministic
     from ddim_cli.sampling.resolve import resolve
 
     plan = Between.parse(between, frames, square)
     run = resolve([*layers, plan_layer(plan)])
-    check_deterministic(run)
+    check_deterministic(run, WHY_ETA_0)
     class_of(run, plan.seeds)
     for warning in run.warnings:
         console.warn(warning)

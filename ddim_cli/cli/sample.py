@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from ddim_cli.cli import console
 from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.show import check_show, show_pictures
 
 if TYPE_CHECKING:
     from ddim_cli.sampling.plan import Shard
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 @with_settings()
 def sample(
     layers: Layers,
+    more_latents: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +47,18 @@ def sample(
             rich_help_panel="Output",
         ),
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the pictures in the terminal too.", rich_help_panel="Output")
+    ] = False,
+    latents: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Begin at latents, of ddim invert or yours: safetensors files, or folders of them.",
+            metavar="FILE...",
+            show_default=False,
+            rich_help_panel="Sampling",
+        ),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,
@@ -57,15 +72,28 @@ def sample(
     ddim sample -n 64 --seed 1000 --steps 20 --spacing trailing -o out
     ddim sample -m path/to/model -c run.toml --dtype bfloat16 --json
     ddim sample -c configs/smoke.toml --dry-run
+    ddim sample --latents inverted/picture.latent.safetensors
     torchrun --nproc-per-node=8 -m ddim_cli sample --seeds 0-49999 --subdirs -o out
 
     Sample images: a PNG and a JSON sidecar each, and a contact sheet.
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
+    from ddim_cli.errors import UsageError
     from ddim_cli.sampling.resolve import resolve
     from ddim_cli.sampling.torchrun import Ranks
 
+    # A shell gives --latents *.safetensors as one value and arguments.
+    more = more_latents or []
+    if show:
+        check_show(json)
+    if latents:
+        from ddim_cli.cli.latents import sample_latents
+
+        sample_latents(layers, [*latents, *more], shard, overwrite, dry_run, npz, show, quiet, verbose, json)
+        return
+    if more:
+        raise UsageError(f"{more[0]}: sample takes options alone; latents are named with --latents")
     ranks = Ranks.of()
     part = choose_part(shard, ranks)
     speaks = console.speaks()
@@ -95,6 +123,9 @@ def sample(
             )
     if not speaks:
         return
+    if show and not dry_run:
+        there = job.folder.numbered("json")
+        show_pictures([job.folder.picture(seed) for seed in run.config.seeds() if seed in there])
     if dry_run:
         show_plan(job, todo, json)
     elif json:
@@ -154,11 +185,16 @@ def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
     """What a run would do; ``files`` are those it would write."""
     from ddim_cli.config.seeds import format_seeds
 
+    files = [str(job.folder.picture(seed)) for seed in todo]
+    return {**common_plan(job, todo), "seeds": format_seeds(job.seeds), "files": files}
+
+
+def common_plan(job: Job, todo: Sequence[int]) -> dict[str, Any]:
+    """Of a plan, all but which images."""
     return {
         "model": job.record["model"],
         "images": len(job.seeds),
         "present": len(job.seeds) - len(todo),
-        "seeds": format_seeds(job.seeds),
         "batch_size": job.batch_size,
         "batches": -(-len(todo) // job.batch_size),
         "timesteps": list(job.run.timesteps),
@@ -166,7 +202,6 @@ def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
         "dtype": job.record["runtime"]["dtype"],
         "compiled": job.record["runtime"]["compile"],
         "folder": str(job.folder.path),
-        "files": [str(job.folder.picture(seed)) for seed in todo],
     }
 
 
@@ -175,15 +210,19 @@ def show_plan(job: Job, todo: list[int], as_json: bool) -> None:
     plan = plan_as_json(job, todo)
     if as_json:
         console.print_json(plan)
-        return
+    else:
+        show_table_of_plan(plan, f"{plan['images']:,} (seeds {plan['seeds']})")
+
+
+def show_table_of_plan(plan: Mapping[str, Any], images: str) -> None:
+    """A plan as a person reads it; ``images`` says which they are."""
     timesteps = plan["timesteps"]
     shown = timesteps if len(timesteps) <= 12 else [*timesteps[:6], "...", *timesteps[-5:]]
     files = plan["files"]
     console.show_table(
         {
             "model": f"{plan['model']['source']} ({plan['model']['parameters']:,} parameters)",
-            "images": f"{len(job.seeds):,} (seeds {plan['seeds']})"
-            + (f", {plan['present']:,} there already" if plan["present"] else ""),
+            "images": images + (f", {plan['present']:,} there already" if plan["present"] else ""),
             "batches": f"{plan['batches']:,} of {plan['batch_size']}",
             "timesteps": f"{len(timesteps)}: {' '.join(map(str, shown))}",
             "runs on": f"{plan['device']} in {plan['dtype']}{', compiled' if plan['compiled'] else ''}",

@@ -226,6 +226,6 @@ def make_inverse_table(
     """The table of the reverse direction (DDIM, section 5.4), in the same order of timesteps.
 
     Row i leads from the level that sampling reaches from timestep i back up to the level of
-    timestep i, with no noise: sampling's own step read backwards, with the output at timestep i.
+    timestep i, with no noise: sampling's own step read backwards.
     """
     return _table(scheduler, sampling, timesteps, device, inverse=True)

@@ -13,6 +13,7 @@ from PIL import Image
 from ddim_cli.config.seeds import parse_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
+from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
 from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, of_the_picture
 
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What was found in a folder: the ``images`` its run.json names, and all that is wrong."""
+    """What was found in a folder: the ``images`` its run.json names and those of no seed, and all that is wrong."""
 
     images: int
     problems: tuple[Problem, ...]
@@ -34,6 +35,9 @@ class Verified(NamedTuple):
 
 def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Look at every pair of the folder ``path``.
+
+    Pictures of no seed, which are frames, reconstructions and pictures from latents, are held against their own
+    sidecars; no run.json says which of them belong there.
 
     ``on_image`` is called with the number of images looked at and their total.
 
@@ -44,21 +48,28 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such folder" if not path.exists() else f"{path}: is not a folder")
     sidecars, pictures = folder.numbered("json"), folder.numbered("png")
-    if not folder.manifest.exists() and not sidecars and not pictures:
+    unnumbered = list(folder.unnumbered_pairs())
+    if not folder.manifest.exists() and not sidecars and not pictures and not unnumbered:
         raise UsageError(f"{path}: holds neither run.json nor numbered pictures; it is no output folder of ddim")
     problems = []
-    seeds, settings = _plan(folder, problems)
-    planned = frozenset(seeds)
+    only_unnumbered = bool(unnumbered) and not (folder.manifest.exists() or sidecars or pictures)
+    seeds, settings = ((), None) if only_unnumbered else _plan(folder, problems)
+    planned, total = frozenset(seeds), len(seeds) + len(unnumbered)
     for done, seed in enumerate(seeds, start=1):
         text = check_pair(seed, sidecars.get(seed, []), pictures.get(seed, []), settings)
         if text is not None:
             problems.append(Problem(folder.picture(seed).relative_to(path).as_posix(), seed, text))
-        on_image(done, len(seeds))
+        on_image(done, total)
+    for done, sidecar in enumerate(unnumbered, start=len(seeds) + 1):
+        text = _check_unnumbered(sidecar)
+        if text is not None:
+            problems.append(Problem(sidecar.with_suffix(".png").name, None, text))
+        on_image(done, total)
     if settings is not None:
         problems += _extra(folder, planned, sidecars, pictures)
     if folder.grid.exists() and _decoded(str(folder.grid)) is None:
         problems.append(Problem("grid.png", None, "does not decode"))
-    return Verified(len(seeds), tuple(problems))
+    return Verified(total, tuple(problems))
 
 
 def _plan(folder: OutputFolder, problems: list[Problem]) -> tuple[tuple[int, ...], dict[str, Any] | None]:
@@ -99,6 +110,21 @@ def check_pair(seed: int, sidecars: list[str], pictures: list[str], settings: Ma
         return "has a sidecar that is not one of ddim, or does not parse"
     try:
         return _check_sidecar(seed, sidecar, settings) or _check_picture(picture, sidecar)
+    except (KeyError, TypeError, AttributeError):
+        return "has a sidecar in which something is missing"
+
+
+def _check_unnumbered(path: Path) -> str | None:
+    """What is wrong with the pair of a sidecar that is of no seed, and with the latent that lies beside it."""
+    picture = path.with_suffix(".png")
+    if not picture.exists():
+        return "is missing, its sidecar is there"
+    sidecar = read_json(path) or {}
+    try:
+        latent = sidecar["inversion"]["latent"] if "inversion" in sidecar else None
+        if latent is not None and not holds_latent(path.parent / latent["file"], latent["sha256"]):
+            return f"its latent {latent['file']} is missing, or is not what its sidecar says"
+        return _check_picture(str(picture), sidecar)
     except (KeyError, TypeError, AttributeError):
         return "has a sidecar in which something is missing"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ddim_cli.errors import InterruptedRunError, RunError
-from ddim_cli.sampling.loop import is_out_of_memory
+from ddim_cli.sampling.loop import OnStep, Sampler, ascent, is_out_of_memory, trajectory
+from ddim_cli.sampling.plan import padded
 from ddim_cli.sampling.run import Job, Reporter
 
 
@@ -41,6 +42,33 @@ def ending_well(job: Job, reporter: Reporter) -> Iterator[None]:
         ) from None
     finally:
         reporter.stopped()
+
+
+@torch.inference_mode()
+def denoise(
+    sampler: Sampler, noises: Sequence[Tensor], seed: int, batch_size: int, on_step: OnStep = lambda done: None
+) -> Tensor:
+    """The final states of a batch of ``batch_size`` rows that begins at ``noises``, float32 [C, H, W] each.
+
+    ``seed`` is one whose class all of them take. Returns float32 [B, C, H, W] on the device, without the padding.
+    """
+    x = torch.stack(padded(noises, batch_size))
+    for done, (state, _) in enumerate(trajectory(sampler, [seed] * batch_size, x), start=1):
+        on_step(done)
+        x = state
+    return x[: len(noises)]
+
+
+@torch.inference_mode()
+def encode(
+    sampler: Sampler, x0: Sequence[Tensor], seed: int, batch_size: int, on_step: OnStep = lambda done: None
+) -> Tensor:
+    """The latents of a batch of pictures, by a sampler of the way up; arguments and result as of `denoise`."""
+    x = torch.stack(padded(x0, batch_size))
+    for done, state in enumerate(ascent(sampler, [seed] * batch_size, x), start=1):
+        on_step(done)
+        x = state
+    return x[: len(x0)]
 
 
 def check_finite(x: Tensor, what: list[str], job: Job) -> None:

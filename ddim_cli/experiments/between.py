@@ -104,20 +104,10 @@ class Between:
         return f"-between-{named}-{'square' if self.square else 'frames'}{self.count}"
 
 
-def check_deterministic(run: Run) -> None:
-    """UsageError unless eta is 0, with the reason and where the other value came from."""
-    settings = run.config.sampling
-    if settings.variance == "large":
-        key, value = "sampling.variance", '"large", which implies eta 1'
-    elif settings.eta != 0:
-        key, value = "sampling.eta", f"{settings.eta}"
-    else:
-        return
-    raise UsageError(
-        f"{key} = {value} ({run.resolved.origin(key)}): interpolation needs eta 0. Only then is a picture a function "
-        "of its initial noise alone; fresh noise in each step would make the frames jump, and none would lie between "
-        "two others"
-    )
+WHY_ETA_0 = (
+    "interpolation needs eta 0. Only then is a picture a function of its initial noise alone; fresh noise in each step "
+    "would make the frames jump, and none would lie between two others"
+)
 
 
 def class_of(run: Run, seeds: Sequence[int]) -> int | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddim_cli.diffusion.slerp import slerp
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.batches import check_finite, ending_well
+from ddim_cli.experiments.batches import check_finite, denoise, ending_well
 from ddim_cli.experiments.between import Between, Frame, class_of
 from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
 from ddim_cli.outputs.frames import clear_frames, frame_path, missing_frames, read_frames
@@ -34,9 +34,9 @@ from ddim_cli.outputs.sidecar import (
 from ddim_cli.outputs.strip import Row, draw_strip, encode_gif
 from ddim_cli.outputs.writer import write_pair
 from ddim_cli.sampling.host import keep_memory
-from ddim_cli.sampling.loop import OnStep, Sampler, to_uint8, trajectory
+from ddim_cli.sampling.loop import Sampler, to_uint8
 from ddim_cli.sampling.noise import ImageNoise
-from ddim_cli.sampling.plan import batches, padded
+from ddim_cli.sampling.plan import batches
 from ddim_cli.sampling.run import Job, Reporter, load_job_network, make_sampler
 
 # Of a strip: a longer way from seed to seed goes on in the next row.
@@ -74,21 +74,6 @@ def seed_noise(shape: tuple[int, int, int]) -> Callable[[int], Tensor]:
         return ImageNoise((seed,), shape, torch.device("cpu")).draw()[0]
 
     return noise
-
-
-@torch.inference_mode()
-def denoise(
-    sampler: Sampler, noises: Sequence[Tensor], seed: int, batch_size: int, on_step: OnStep = lambda done: None
-) -> Tensor:
-    """The final states of a batch of ``batch_size`` rows that begins at ``noises``, float32 [C, H, W] each.
-
-    ``seed`` is one whose class all of them take. Returns float32 [B, C, H, W] on the device, without the padding.
-    """
-    x = torch.stack(padded(noises, batch_size))
-    for done, (state, _) in enumerate(trajectory(sampler, [seed] * batch_size, x), start=1):
-        on_step(done)
-        x = state
-    return x[: len(noises)]
 
 
 def frame_record(job: Job, frame: Frame) -> dict[str, Any]:

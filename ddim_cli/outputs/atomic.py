@@ -25,7 +25,8 @@ except ImportError:  # Windows
 # .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock
 _OURS = re.compile(
     r"\.((\d{6,}|frame_\d{3,})\.(png|json)|\d{6,}\.(x0|xt)\.(png|gif)|run\.json|grid\.png|strip\.(png|gif)"
-    r"|sweep\.(json|png))"
+    r"|sweep\.(json|png)|.+\.(recon|latent)\.(png|json)|.+\.latent\.safetensors|inverted\.png"
+    r"|report\.html)"
     r"(\.[0-9a-f]{12}\.tmp|\.lock)"
 )
 # Without locks: a temporary file lives for as long as one file takes to write.

@@ -233,6 +233,18 @@ class OutputFolder:
         for paths in self.numbered("json").values():
             yield from map(Path, paths)
 
+    def unnumbered_pairs(self) -> Iterator[Path]:
+        """The sidecars of the folder that are of no seed: of frames, reconstructions, and pictures from latents."""
+        try:
+            names = sorted(name for name in os.listdir(self.path) if name.endswith(".json"))
+        except OSError:
+            return
+        for name in names:
+            path = self.path / name
+            ours = not _NUMBERED.fullmatch(name) and (read_json(path) or {}).get("schema") == SCHEMA
+            if ours and not name.startswith("."):
+                yield path
+
     def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
         """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``."""
         for seed in seeds:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.folder import RUN_SCHEMA, read_json
+from ddim_cli.outputs.latents import ENDING, holds_latent, open_latents
 from ddim_cli.outputs.picture import CHUNK
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, of_the_picture
 
@@ -23,7 +24,8 @@ class Provenance:
 
     ``told_by`` is the file that says it, a sidecar, or the PNG itself; ``record`` what it says, with all that a
     sidecar has where one is there; ``picture`` the PNG, None if that is not there; ``unchanged`` whether its pixels
-    are still those that were recorded, None if that cannot be told.
+    are still those that were recorded, None if that cannot be told. Of a latent, ``picture`` is None, and
+    ``unchanged`` is about its values.
     """
 
     told_by: Path
@@ -60,7 +62,7 @@ def _parse(path: Path, text: str | None) -> Any:
 
 
 def trace(path: Path) -> Provenance:
-    """What is known of the picture that ``path``, a PNG or a sidecar, stands for.
+    """What is known of the picture that ``path``, a PNG or a sidecar, stands for; or of a latent.
 
     A PNG's own text is believed before a sidecar: it cannot have been left behind by another picture. Where it has
     none, as after an editor, the sidecar beside it is read.
@@ -68,7 +70,18 @@ def trace(path: Path) -> Provenance:
     Raises:
         UsageError: for a file that is not there, or that says nothing of one picture.
     """
+    if path.name.endswith(ENDING):
+        return _trace_latent(path)
     return _trace_picture(path) if path.suffix.lower() == ".png" else _trace_sidecar(path)
+
+
+def _trace_latent(path: Path) -> Provenance:
+    record = open_latents(path).record
+    if record is None:
+        raise UsageError(f"{path}: has no text {CHUNK!r} inside that says how it came about")
+    recorded = record.get("latent")
+    sha256 = recorded.get("sha256") if isinstance(recorded, dict) else None
+    return Provenance(path, record, None, holds_latent(path, sha256) if isinstance(sha256, str) else None)
 
 
 def _trace_picture(path: Path) -> Provenance:

@@ -91,6 +91,18 @@ def trajectory(sampler: Sampler, seeds: Sequence[int], x: Tensor | None = None) 
         yield x, x0
 
 
+def ascent(sampler: Sampler, seeds: Sequence[int], x: Tensor) -> Iterator[Tensor]:
+    """Yield x after every step of a batch on its way up the grid; float32 [B, C, H, W] on the device.
+
+    ``sampler`` is one of the way up (see `make_sampler`), whose table has the last step of the way first; ``x`` the
+    pictures, float32 [B, C, H, W] in about [-1, 1]; ``seeds`` tell the classes.
+    """
+    x, condition = x.to(sampler.device), sampler.condition(seeds)
+    for i in reversed(range(len(sampler.table))):
+        x, _ = advance(sampler, x, i, condition, None)
+        yield x
+
+
 class StepInPlace:
     """The same step over buffers that stay where they are, its number counted on the device.
 

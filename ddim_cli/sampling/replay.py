@@ -62,13 +62,23 @@ class Group:
         return self.first.runtime["threads"]
 
 
+_NOT_OF_A_SEED = {
+    "between": "is a frame between the noises of several seeds; ddim interpolate makes it again",
+    "inverted": "is the reconstruction of another picture; ddim invert makes it again from that, and ddim sample "
+    "--latents from the latent beside it",
+    "latent": "began at a latent and not at the noise of a seed; ddim sample --latents makes it again",
+}
+
+
 def _check_record(record: Any, path: Path) -> None:
     """UsageError unless all that replay needs is there."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UsageError(f"{path}: is no sidecar of ddim ({SCHEMA})")
     sampling = record.get("sampling")
-    if record.get("seed") is None and isinstance(sampling, dict) and "between" in sampling:
-        raise UsageError(f"{path}: is a frame between the noises of several seeds; ddim interpolate makes it again")
+    if record.get("seed") is None and isinstance(sampling, dict):
+        for key, text in _NOT_OF_A_SEED.items():
+            if key in sampling:
+                raise UsageError(f"{path}: {text}")
     wanted = {
         "seed": lambda r: type(r["seed"]) is int and 0 <= r["seed"] <= MAX_SEED,
         "image.pixels_sha256": lambda r: isinstance(r["image"]["pixels_sha256"], str),
@@ -122,7 +132,7 @@ def group_originals(originals: Iterable[Original]) -> list[Group]:
     return [Group(tuple(found)) for found in groups.values()]
 
 
-def _model_layer(original: Original) -> Layer:
+def model_layer(original: Original) -> Layer:
     """Where the model is now: as it was named, for what has a name everywhere; else where it lay."""
     model, settings = original.record["model"], original.record["config"].get("model", {})
     values = {}
@@ -139,7 +149,7 @@ def _model_layer(original: Original) -> Layer:
     return Layer(values, dict.fromkeys(values, str(original.file)))
 
 
-def _settings_layer(original: Original) -> Layer:
+def settings_layer(original: Original) -> Layer:
     """The settings that the picture was made with. Raises ConfigError for ones this version does not know."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in original.record["config"].items()}
     sampling = config.get("sampling", {})
@@ -163,7 +173,7 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         named = {key.replace("__", "."): value for key, value in values.items()}
         return Layer(named, dict.fromkeys(named, origin))
 
-    settings = _settings_layer(original)
+    settings = settings_layer(original)
     moved = any("model.source" in o.values for o in overrides)
     if moved:
         # The commit of where it was says nothing of where it is now.
@@ -176,7 +186,7 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         runtime__compile="auto" if original.runtime.get("compile") else False,
     )
     plan = layer(sampling__seeds=format_seeds(group.seeds), output__dir=str(folder), output__grid=grid)
-    model = [] if moved else [_model_layer(original)]
+    model = [] if moved else [model_layer(original)]
     return resolve([settings, ran, *model, *overrides, plan])
 
 

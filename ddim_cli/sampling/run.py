@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddim_cli.config.seeds import parse_classes
-from ddim_cli.diffusion.coefficients import make_table
+from ddim_cli.diffusion.coefficients import StepTable, make_inverse_table, make_table
 from ddim_cli.diffusion.step import X0Treatment
 from ddim_cli.errors import InterruptedRunError, UsageError
 from ddim_cli.models.load import SamplingNetwork
@@ -102,8 +103,8 @@ class Reporter:
     def loading(self, job: Job) -> None:
         """The weights are about to be loaded."""
 
-    def started(self, job: Job, todo: Sequence[int]) -> None:
-        """Sampling begins with these seeds."""
+    def started(self, job: Job, todo: Sequence[int], passes: int = 1) -> None:
+        """Sampling begins with these seeds; each image goes over the grid as often as ``passes`` says."""
 
     def step(self, done: int) -> None:
         """A step of the current batch has been launched; ``done`` of them so far."""
@@ -137,22 +138,29 @@ def make_sampler(
     dtype: torch.dtype,
     shape: tuple[int, int, int],
     keeps_x0: bool = True,
+    inverse: bool = False,
 ) -> Sampler:
-    """What the denoising loop needs. Raises ConfigError for a grid whose coefficients cannot be computed."""
+    """What the denoising loop needs; with ``inverse`` what the way up the same grid needs, without clipping.
+
+    Raises:
+        ConfigError: for a grid whose coefficients cannot be computed.
+    """
     config = run.config
-    table = make_table(config.scheduler, config.sampling, run.timesteps, device)
+    make = make_inverse_table if inverse else make_table
+    table = make(config.scheduler, config.sampling, run.timesteps, device)
+    asked = starting_timesteps(run, table) if inverse else table.timesteps
     guidance = config.sampling.guidance_scale
     if hasattr(network, "project") and config.sampling.classes is None:
-        step = with_projections(network, table.timesteps)
+        step = with_projections(network, asked)
     else:
         network = as_network(network) if hasattr(network, "project") else network
         if guidance != 1:
             network = with_guidance(network, config.model.null_class, guidance, config.sampling.guidance_rescale)
-        step = at_steps(network, table.timesteps)
+        step = at_steps(network, asked)
     return Sampler(
         network=step,
         table=table,
-        treatment=X0Treatment.of(config.scheduler, config.sampling),
+        treatment=X0Treatment() if inverse else X0Treatment.of(config.scheduler, config.sampling),
         shape=shape,
         device=device,
         dtype=dtype,
@@ -160,6 +168,18 @@ def make_sampler(
         classes=parse_classes(config.sampling.classes) if config.sampling.classes is not None else (),
         keeps_x0=keeps_x0,
     )
+
+
+def starting_timesteps(run: Run, table: StepTable) -> Tensor:
+    """At which timestep each step of an inverse table asks the network: that of the level at which it starts.
+
+    So a step up is Euler's step of the ODE (DDIM, eq. 13), as a step down is. A picture without noise is asked about at
+    timestep 0, the level nearest to it; a network that embeds log t, at the lowest of the grid. int64 [N] on the
+    table's device.
+    """
+    embeds_log = run.model is not None and run.model.network.get("time_embedding_type") == "fourier"
+    lowest = run.timesteps[-1] if embeds_log else 0
+    return table.timesteps.new_tensor([lowest if t < 0 else t for t in table.prev_timesteps])
 
 
 def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:

@@ -195,8 +195,11 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """From the level that sampling reaches from ``timestep`` back up to level ``timestep``.
 
-        DDIM, section 5.4, with the output at ``timestep``. Clipping and thresholding are off.
-        ``prev_sample`` is x at level ``timestep``.
+        DDIM, section 5.4. Clipping and thresholding are off. ``prev_sample`` is x at level ``timestep``.
+
+        ``model_output`` at the timestep of the level where the sample is, the next entry of the grid, makes it Euler's
+        step of the ODE, and the latents approach the exact ones as 1 / N. With the output at ``timestep`` itself the
+        bundled model comes back closer in few steps, from latents that are further off.
         """
         row = self._row("inverse", timestep, sample)
         state = sample if sample.dtype == torch.float64 else sample.float()

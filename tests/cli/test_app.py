@@ -22,6 +22,8 @@ COMMANDS = (
     ["sweep"],
     ["trajectory"],
     ["interpolate"],
+    ["invert"],
+    ["report"],
     ["evaluate"],
     ["verify"],
     ["compare"],
@@ -71,11 +73,11 @@ def test_no_torch_where_none_is_needed(args):
     assert done.returncode == 0, done.stderr
 
 
-def test_verify_and_compare_need_no_torch(tiny_model, ddim, tmp_path):
+def test_verify_compare_and_report_need_no_torch(tiny_model, ddim, tmp_path):
     assert ddim("sample", "-m", tiny_model, "--steps", 2, "-n", 1, "-o", "out").exit_code == 0
     code = (
         "import sys\nfrom ddim_cli.cli.app import app\n"
-        "for args in (['verify', 'out'], ['compare', 'out', 'out']):\n"
+        "for args in (['verify', 'out'], ['compare', 'out', 'out'], ['report', 'out']):\n"
         "    try: app(args)\n    except SystemExit as e: assert not e.code, e.code\n"
         "assert not {'torch', 'diffusers'} & set(sys.modules)\n"
     )

@@ -1,0 +1,285 @@
+"""What a page shows of an output folder: its pictures in sets, what is known of each, and what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
+from ddim_cli.outputs.provenance import text_inside
+from ddim_cli.outputs.report.records import Records
+from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA
+
+_FRAME = re.compile(r"frame_(\d{3,})\.png", re.ASCII)
+_STRIP = re.compile(r"(\d{6,})\.(x0|xt)\.png", re.ASCII)
+_STRIPS = {"x0": "predicted x0", "xt": "state x_t"}
+SETTINGS = ("sampling", "scheduler", "model", "runtime")
+
+# Told how many pictures were read, and of how many.
+OnImage = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One picture to show: the number it goes by, its file, and its sidecar; None for a kind that has none."""
+
+    number: int
+    picture: Path
+    sidecar: Path | None
+    label: str | None = None
+
+
+@dataclass
+class Links:
+    """How the page names a picture: by its way from ``base``, the page's folder, or by the bytes themselves."""
+
+    base: Path
+    embed: bool = False
+    _folders: dict[Path, str] = field(default_factory=dict)
+
+    def __call__(self, path: Path) -> str:
+        if self.embed:
+            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        if path.parent not in self._folders:
+            self._folders[path.parent] = _quoted(Path(os.path.relpath(path.parent, self.base), "x"))[:-1]
+        return self._folders[path.parent] + _quoted(Path(path.name))
+
+
+def _quoted(path: Path) -> str:
+    """Quoted, so that = , and blanks do no harm; bytes that are no UTF-8 stay what they are."""
+    return quote(os.fsencode(path.as_posix()))
+
+
+@dataclass
+class PictureSet:
+    """Pictures that are looked at together: those of a run, of a cell of a sweep, the frames of an interpolation.
+
+    ``noun`` is what their numbers are: seed or frame. ``planned`` is how many there are to be, where that is known.
+    """
+
+    name: str
+    noun: str
+    records: Records = field(default_factory=Records)
+    pictures: list[tuple[int, str, tuple[int, int] | None, str | None]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    planned: int | None = None
+    first: Mapping[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The set as the page reads it. A picture is [number, source, group, row, label]; group -1 is unknown."""
+        groups, rows = self.records.as_json()
+        return {
+            "name": self.name,
+            "noun": self.noun,
+            "planned": self.planned,
+            "size": _size(self.first),
+            "about": about(self.first),
+            "groups": groups,
+            "pictures": [
+                [str(number), source, *((place[0], rows[place[0]][place[1]]) if place else (-1, [])), label]
+                for number, source, place, label in self.pictures
+            ],
+        }
+
+
+def section(record: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
+    """A section of a sidecar or a run.json; empty where there is none."""
+    found = (record or {}).get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _size(record: Mapping[str, Any] | None) -> list[int] | None:
+    size = [section(record, "image").get(key) for key in ("width", "height")]
+    return size if all(type(side) is int and 0 < side < 100_000 for side in size) else None
+
+
+def about(record: Mapping[str, Any] | None) -> str:
+    """How a picture was made, in a few words that fit in an alternative text: "50 steps, eta 0.0"."""
+    sampling = section(record, "sampling")
+    if not sampling:
+        return ""
+    timesteps = sampling.get("timesteps")
+    steps = len(timesteps) if isinstance(timesteps, list) else sampling.get("steps")
+    words = [f"{steps} step{'' if steps == 1 else 's'}", f"eta {sampling.get('eta')}"]
+    if sampling.get("variance") == "large":
+        words[1:] = ["large variance"]
+    if "guidance_scale" in sampling:
+        words.append(f"guidance {sampling['guidance_scale']}")
+    return ", ".join(words)
+
+
+def read_set(
+    name: str, noun: str, sources: list[Source], links: Links, root: Path, on_image: OnImage = lambda done, total: None
+) -> PictureSet:
+    """Read what is known of pictures. What is wrong with one is among the problems; it is shown all the same."""
+    found = PictureSet(name, noun)
+    for done, source in enumerate(sources, start=1):
+        file = source.picture.relative_to(root).as_posix()
+        try:
+            size = os.stat(source.picture).st_size
+            shown = links(source.picture)
+        except OSError:
+            found.problems.append(f"{file} is not there, its sidecar is")
+            continue
+        record, problem = _read_record(source)
+        place = None
+        if record is not None:
+            try:
+                place = found.records.add(record)
+            except (ValueError, RecursionError):
+                record, problem = None, "has a sidecar with values that are no JSON"
+        if record is not None:
+            found.first = found.first or record
+            recorded = section(record, "image").get("bytes")
+            if problem is None and type(recorded) is int and recorded != size:
+                problem = f"has {size:,} bytes, its sidecar says {recorded:,}"
+        if problem is not None:
+            found.problems.append(f"{file} {problem}")
+        found.pictures.append((source.number, shown, place, source.label or _label(record)))
+        on_image(done, len(sources))
+    return found
+
+
+def _read_record(source: Source) -> tuple[Mapping[str, Any] | None, str | None]:
+    """What is known of a picture, and what is wrong with that: the text inside it stands in for a sidecar."""
+    if source.sidecar is not None:
+        record = read_json(source.sidecar)
+        if record is not None and record.get("schema") == SCHEMA:
+            return record, None
+    what = (
+        "has no sidecar" if source.sidecar is None or not source.sidecar.exists() else "has a sidecar that is damaged"
+    )
+    try:
+        inside = text_inside(source.picture)
+    except UsageError:
+        return None, f"{what}, and no text inside that says how it was made"
+    if not isinstance(inside, dict) or inside.get("schema") not in (SCHEMA, STRIP_SCHEMA):
+        return None, f"{what}, and the text inside is not one of ddim"
+    return inside, f"{what}; the text inside it is shown" if source.sidecar is not None else None
+
+
+def _label(record: Mapping[str, Any] | None) -> str | None:
+    """Of a frame between seeds, where it lies."""
+    between = section(record, "sampling").get("between")
+    if not isinstance(between, dict) or not isinstance(between.get("seeds"), list):
+        return None
+    weights = between.get("weight")
+    weights = [f"{w:.2g}" for w in (weights if isinstance(weights, list) else [weights]) if isinstance(w, (int, float))]
+    *seeds, last = map(str, between["seeds"] or [None])
+    return f"between seeds {', '.join(seeds)} and {last}, at {', '.join(weights)}"
+
+
+def seed_sources(folder: OutputFolder) -> list[Source]:
+    """The numbered pictures of a folder, in the order of their seeds; of two for a seed, the one that counts."""
+    sidecars, pictures = folder.numbered("json"), folder.numbered("png")
+    sources = []
+    for seed in sorted({*sidecars, *pictures}):
+        there = [*sidecars.get(seed, []), *pictures.get(seed, [])]
+        single = len({path.rsplit(".", 1)[0] for path in there}) == 1
+        path = Path(there[0]).with_suffix(".png") if single else folder.picture(seed)
+        sources.append(Source(seed, path, path.with_suffix(".json")))
+    return sources
+
+
+def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source]]]:
+    """Frames, and strips of either kind: the name of the set, what its numbers are, and its pictures."""
+    try:
+        files = os.listdir(folder.path)
+    except OSError:
+        return
+    frames = {int(m[1]): folder.path / file for file in files if (m := _FRAME.fullmatch(file))}
+    yield "frames", "frame", [Source(n, frames[n], frames[n].with_suffix(".json")) for n in sorted(frames)]
+    for kind, name in _STRIPS.items():
+        strips = {int(m[1]): folder.path / file for file in files if (m := _STRIP.fullmatch(file)) and m[2] == kind}
+        yield f"trajectories, {name}", "seed", [Source(n, strips[n], None, name) for n in sorted(strips)]
+
+
+def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[PictureSet]:
+    """The sets of pictures in an output folder that is no sweep; none where there is nothing of ours."""
+    sources, manifest = seed_sources(folder), _manifest(folder)
+    sets = []
+    if sources or manifest is not None:
+        pictures = read_set("pictures", "seed", sources, links, folder.path, on_image)
+        add_planned(pictures, folder.planned(), sources)
+        pictures.first = pictures.first or manifest
+        sets.append(pictures)
+    for name, noun, others in _other_sources(folder):
+        if others:
+            sets.append(read_set(name, noun, others, links, folder.path, on_image))
+    return sets
+
+
+def add_planned(pictures: PictureSet, planned: tuple[int, ...], sources: list[Source]) -> None:
+    """State how many of the plan are there; and what is there that the plan does not name."""
+    there = {source.number for source in sources}
+    extra = sorted(there.difference(planned))
+    pictures.planned = len(planned)
+    for seed in extra:
+        pictures.problems.append(f"{seed:06d}.png is extra: run.json does not name its seed")
+
+
+def _manifest(folder: OutputFolder) -> dict[str, Any] | None:
+    manifest = folder.read_manifest()
+    return manifest if manifest is not None and manifest.get("schema") == RUN_SCHEMA else None
+
+
+def facts(folder: OutputFolder, pictures: PictureSet) -> list[tuple[str, str]]:
+    """What a person wants to know first of a set of ``folder``, as names and values."""
+    manifest = _manifest(folder) if pictures.planned is not None else None
+    record = manifest or pictures.first or {}
+    model, sampling, runtime = (section(record, name) for name in ("model", "sampling", "runtime"))
+    totals, parameters = section(manifest, "totals"), model.get("parameters")
+    size, timesteps = _size(pictures.first), sampling.get("timesteps")
+    asked, ran = sampling.get("steps"), len(timesteps) if isinstance(timesteps, list) else None
+    rows = {
+        "images": _images(pictures),
+        "model": _text(model.get("source") or model.get("kind")),
+        "parameters": f"{parameters:,}" if type(parameters) is int else None,
+        "steps": f"{ran} ({asked} asked)" if None not in (asked, ran) and asked != ran else _text(asked),
+        "spacing": _text(section(record, "scheduler").get("timestep_spacing")),
+        "eta": "large variance" if sampling.get("variance") == "large" else _text(sampling.get("eta")),
+        "guidance": _text(sampling.get("guidance_scale")),
+        "size": f"{size[0]} x {size[1]}" if size else None,
+        "speed": rate_text(totals.get("images_per_second")),
+        "device": " in ".join(filter(None, (_text(runtime.get("device")), _text(runtime.get("dtype"))))) or None,
+        "date": (_text(record.get("created")) or "")[:10] or None,
+    }
+    return [(name, value) for name, value in rows.items() if value is not None]
+
+
+def _images(pictures: PictureSet) -> str:
+    there, planned = len(pictures.pictures), pictures.planned or 0
+    return f"{there:,} of {planned:,}" if planned > there else f"{there:,}"
+
+
+def settings(record: Mapping[str, Any] | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The sections of a record that all pictures share, each value as its JSON text."""
+    records = Records()
+    try:
+        records.add({name: found for name in SETTINGS if (found := dict(section(record, name)))})
+    except (ValueError, RecursionError):
+        return []
+    [group], _ = records.as_json()
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for (name, *keys), text in zip(group["paths"], group["texts"], strict=True):
+        sections.setdefault(name, []).append((" ".join(keys), text))
+    return list(sections.items())
+
+
+def rate_text(rate: Any) -> str | None:
+    """Images a second as a person reads them; None for what is no number."""
+    if not isinstance(rate, (int, float)) or not math.isfinite(rate):
+        return None
+    return f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or isinstance(value, (dict, list)) else str(value)

@@ -1,0 +1,150 @@
+"""What a page shows of a sweep: a set of pictures a cell, the axes, and each cell's speed and score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ddim_cli.config.seeds import parse_seeds
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.report.contents import (
+    Links,
+    OnImage,
+    PictureSet,
+    add_planned,
+    rate_text,
+    read_set,
+    section,
+    seed_sources,
+    settings,
+)
+
+SWEEP_SCHEMA = "ddim-cli/sweep/1"
+# What scores are called where there is little room.
+_SHORT = {"Frechet distance": "FD", "Frechet inception distance": "FID"}
+
+
+def read_manifest(root: Path) -> dict[str, Any] | None:
+    """What sweep.json says, None if there is none. Raises UsageError for one that is not of ddim."""
+    path = root / "sweep.json"
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    if manifest is None or manifest.get("schema") != SWEEP_SCHEMA:
+        raise UsageError(f"{path}: is not a sweep.json of ddim ({SWEEP_SCHEMA})")
+    try:
+        _check(manifest)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError(f"{path}: names no axes and cells that fit together; run the sweep again") from None
+    return manifest
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    sizes = []
+    for axis in manifest["axes"]:
+        if not isinstance(axis["name"], str) or not axis["values"]:
+            raise ValueError
+        if not all(isinstance(value["label"], str) for value in axis["values"]):
+            raise ValueError
+        sizes.append(len(axis["values"]))
+    seen: set[tuple[int, ...]] = set()
+    for cell in manifest["cells"]:
+        folder = PurePosixPath(cell["folder"])
+        place = tuple(cell["at"])
+        on_axes = [type(i) is int and 0 <= i < size for i, size in zip(place, sizes, strict=True)]
+        # A manifest from elsewhere names nothing outside its own folder.
+        if folder.is_absolute() or ".." in folder.parts or not all(on_axes) or place in seen:
+            raise ValueError
+        seen.add(place)
+
+
+def read_sweep(root: Path, manifest: Mapping[str, Any], links: Links, on_image: OnImage) -> dict[str, Any]:
+    """Axes, sets and facts of a sweep, as the page reads them."""
+    folders = [OutputFolder(root / cell["folder"]) for cell in manifest["cells"]]
+    sources = [seed_sources(folder) for folder in folders]
+    total, done, sets, problems = sum(map(len, sources)), 0, [], []
+    for cell, folder, own in zip(manifest["cells"], folders, sources, strict=True):
+        before = done
+        name = _name(manifest["axes"], cell["at"])
+        found = read_set(name, "seed", own, links, root, lambda n, _, before=before: on_image(before + n, total))
+        add_planned(found, _planned(cell, folder), own)
+        done += len(own)
+        problems += found.problems
+        sets.append({**found.as_json(), "about": name, **_cell(cell, folder, found)})
+    finished = sum(one["finished"] for one in sets)
+    model, parameters = section(manifest, "model"), section(manifest, "model").get("parameters")
+    facts = {
+        "model": model.get("source") or model.get("kind"),
+        "parameters": f"{parameters:,}" if type(parameters) is int else None,
+        "cells": f"{len(sets)}" if finished == len(sets) else f"{finished} of {len(sets)} finished",
+        "seeds": manifest.get("seeds"),
+        "score": next((one["score"]["label"] for one in sets if one["score"]), None),
+        "date": str(manifest.get("created") or "")[:10] or None,
+    }
+    return {
+        "axes": [{"name": a["name"], "values": [v["label"] for v in a["values"]]} for a in manifest["axes"]],
+        "sets": sets,
+        "facts": [(name, str(value)) for name, value in facts.items() if value is not None],
+        "problems": problems,
+    }
+
+
+def _name(axes: list[Mapping[str, Any]], at: list[int]) -> str:
+    """A cell in words: "steps 10, eta=0.0"."""
+    labels = [(axis["name"], axis["values"][i]["label"]) for axis, i in zip(axes, at, strict=True)]
+    return ", ".join(label if "=" in label else f"{name} {label}" for name, label in labels)
+
+
+def _planned(cell: Mapping[str, Any], folder: OutputFolder) -> tuple[int, ...]:
+    try:
+        return parse_seeds(cell["seeds"])
+    except (KeyError, ValueError, AttributeError):
+        return folder.planned()
+
+
+def _cell(cell: Mapping[str, Any], folder: OutputFolder, found: PictureSet) -> dict[str, Any]:
+    """What sweep.json says of a cell beside its pictures."""
+    rate = cell.get("images_per_second")
+    return {
+        "at": cell["at"],
+        "folder": cell["folder"],
+        "finished": cell.get("finished") is True,
+        "rate": rate if rate_text(rate) else None,
+        "rate_text": rate_text(rate),
+        "score": _score(section(cell, "score")),
+        "settings": settings(folder.read_manifest() or found.first),
+    }
+
+
+def _score(score: Mapping[str, Any]) -> dict[str, Any] | None:
+    value = score.get("value")
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    metric, kid = str(score.get("metric") or "score"), section(score, "kid")
+    reference = section(score, "reference")
+    return {
+        "value": value,
+        "text": _figure(value),
+        "short": _SHORT.get(metric, metric),
+        "label": str(score.get("label") or metric),
+        "kid": _kid(kid),
+        "images": score.get("images") if type(score.get("images")) is int else None,
+        "extractor": section(score, "extractor").get("name"),
+        "reference": reference.get("source"),
+        "warning": score.get("warning") if isinstance(score.get("warning"), str) else None,
+    }
+
+
+def _figure(value: float) -> str:
+    """A distance with three digits that count: 3.21, 32.1, 321."""
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f}" if value >= 0.1 else f"{value:.3g}"
+
+
+def _kid(kid: Mapping[str, Any]) -> str | None:
+    if not all(isinstance(kid.get(key), (int, float)) for key in ("mean", "std")):
+        return None
+    return f"{kid['mean']:.4f} ± {kid['std']:.4f}"

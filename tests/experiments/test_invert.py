@@ -1,0 +1,367 @@
+"""``ddim invert``: the way up is the way down backwards as the steps grow, on the same grid; and what it leaves."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddim_cli.config.layers import merge, table_layer
+from ddim_cli.diffusion.betas import make_alpha_bars
+from ddim_cli.experiments.batches import denoise, encode
+from ddim_cli.experiments.invert import reconstruction_error
+from ddim_cli.sampling.resolve import judge
+from ddim_cli.sampling.run import make_sampler
+
+DIGITS = Path(__file__).parents[1] / "data" / "digits"
+SHAPE = (1, 2, 2)
+MU, S = 0.3, 0.5
+
+
+def pixels(path):
+    return np.asarray(Image.open(path))
+
+
+def draw(path, seed=0, size=(8, 8), mode="RGB"):
+    """A picture of random colours."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    Image.fromarray(values[:, :, 0] if channels == 1 else values, mode).save(path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of five pictures of the tiny model's size."""
+    (tmp_path / "pictures").mkdir()
+    for i, name in enumerate("abcde"):
+        draw(tmp_path / "pictures" / f"{name}.png", i)
+    return tmp_path / "pictures"
+
+
+def command(model, *more, steps=5, out="out"):
+    return ("invert", "-m", model, "pictures", "-b", 4, "--steps", steps, "-o", out, *more)
+
+
+class Gaussian:
+    """The best prediction of epsilon for data N(MU, S^2); remembers the timesteps it was asked at."""
+
+    def __init__(self, run):
+        self.alpha_bar = make_alpha_bars(run.config.scheduler)
+        self.asked = []
+
+    def __call__(self, x, timesteps):
+        [t] = set(timesteps.tolist())
+        self.asked.append(t)
+        a = self.alpha_bar[t].item()
+        return math.sqrt(1 - a) * (x - math.sqrt(a) * MU) / (a * S**2 + 1 - a)
+
+
+def there_and_back(x0, steps, **scheduler):
+    """(latent, what comes back, alpha_bar of the latent's level, timesteps up, timesteps down, the grid)."""
+    values = {"sampling": {"steps": steps}, "scheduler": {"clip_sample": True, **scheduler}}
+    run = judge(merge([table_layer(values, "test")]))
+    network = Gaussian(run)
+    sampler = {}
+    for inverse in (True, False):
+        found = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE, inverse=inverse)
+        # Clipping is off on the way up whatever the settings say.
+        assert found.treatment.clip == (None if inverse else 1.0)
+        sampler[inverse] = found
+    latent = encode(sampler[True], list(x0), 0, len(x0))
+    up = list(network.asked)
+    off = judge(merge([table_layer({**values, "scheduler": {**scheduler, "clip_sample": False}}, "test")]))
+    down = make_sampler(off, network, torch.device("cpu"), torch.float32, SHAPE)
+    x = denoise(down, list(latent), 0, len(x0))
+    return latent, x, network.alpha_bar[run.timesteps[0]].item(), up, network.asked[len(up) :], list(run.timesteps)
+
+
+def some_data():
+    return MU + S * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quadratic"])
+def test_latents_and_reconstructions_approach_the_exact_solution_of_the_ode(spacing):
+    """For Gaussian data the probability flow keeps quantiles, so its latents are known; both err by about 1/N."""
+    x0, counts = some_data(), (10, 50, 250)
+    latents, returned = [], []
+    for steps in counts:
+        latent, x, a, *_ = there_and_back(x0, steps, timestep_spacing=spacing)
+        exact = math.sqrt(a) * MU + math.sqrt(a * S**2 + 1 - a) * (x0 - MU) / S
+        latents.append((latent - exact).abs().max().item())
+        returned.append((x - x0).abs().max().item())
+    for errors in (latents, returned):
+        assert errors[-1] < 0.02
+        for (n, before), (m, after) in pairwise(zip(counts, errors, strict=True)):
+            assert after * m == pytest.approx(before * n, rel=0.4), errors
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "quadratic"])
+def test_as_many_steps_up_as_down_on_the_same_grid(spacing):
+    """Each step up asks at the level where it starts; the first of them starts at no noise, and asks at timestep 0."""
+    *_, up, down, grid = there_and_back(some_data(), 20, timestep_spacing=spacing)
+    assert down == grid
+    assert len(up) == len(down)
+    assert up == [0, *reversed(grid[1:])]
+
+
+def test_diffusers_stride_is_gone_back_by_its_own_levels():
+    *_, up, _, grid = there_and_back(some_data(), 7, timestep_spacing="trailing", previous_timestep="diffusers")
+    assert up == [max(t, 0) for t in (t - 1000 // 7 for t in reversed(grid))]
+
+
+def test_the_error_is_a_mean_over_dimensions_of_pictures_in_0_to_1():
+    x0 = torch.tensor([[[[-1.0, 1.0]]], [[[0.0, 0.0]]]])
+    x = torch.tensor([[[[1.0, 1.0]]], [[[0.5, 1.5]]]])
+    assert reconstruction_error(x0, x) == pytest.approx([0.5, (0.25**2 + 0.75**2) / 2])
+
+
+def test_against_a_loop_by_hand(ddim, tiny_model, pictures, tmp_path):
+    """Equation 13 written out, with diffusers' network: latent, reconstruction and error."""
+    from diffusers import UNet2DModel
+
+    found = json.loads(ddim(*command(tiny_model, "--json")).stdout)
+    unet = UNet2DModel.from_pretrained(tiny_model, subfolder="unet").eval()
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    grid = [0, 200, 400, 600, 800]
+    levels = [1.0, *alpha_bar[grid].tolist()]
+    x0 = torch.tensor(pixels(pictures / "c.png")).permute(2, 0, 1)[None] / 127.5 - 1
+
+    def step(x, t, a, b):
+        with torch.no_grad():
+            eps = unet(x, t).sample
+        return math.sqrt(b / a) * x + (math.sqrt(1 - b) - math.sqrt(b * (1 - a) / a)) * eps
+
+    x = x0
+    for t, a, b in zip([0, *grid[:-1]], levels[:-1], levels[1:], strict=True):
+        x = step(x, t, a, b)
+    latent = load_file(tmp_path / "out" / "c.latent.safetensors")["latent"]
+    assert latent.dtype == torch.float32
+    torch.testing.assert_close(latent, x[0], rtol=1e-4, atol=1e-4)
+    for t, a, b in zip(grid[::-1], levels[:0:-1], levels[-2::-1], strict=True):
+        x = step(x, t, a, b)
+    expected = (x[0] / 2 + 0.5).clamp(0, 1).mul(255).round().permute(1, 2, 0).numpy()
+    assert abs(pixels(tmp_path / "out" / "c.recon.png") - expected).max() <= 1
+    error = ((x - x0) / 2).square().mean().item()
+    assert found["pictures"][2]["error"] == pytest.approx(error, rel=1e-3)
+    assert found["mean_error"] == pytest.approx(np.mean([p["error"] for p in found["pictures"]]))
+
+
+def error_of(ddim, steps, digits=range(8)):
+    files = [DIGITS / f"{digit}.png" for digit in digits]
+    args = ("invert", *files, "--steps", steps, "-o", f"out{steps}", "--device", "cpu", "--json")
+    result = ddim(*args)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)["mean_error"]
+
+
+def test_the_error_falls_as_the_steps_grow(ddim):
+    """The paper's table 2 in shape, of three digits, by the bundled model."""
+    errors = [error_of(ddim, steps, (2, 3, 4)) for steps in (10, 20, 50)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[-1]
+    assert errors[-1] < 0.008
+
+
+@pytest.mark.slow
+def test_the_error_goes_on_falling(ddim):
+    errors = [error_of(ddim, steps) for steps in (50, 100, 200)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 3 * errors[-1]
+
+
+def test_what_lands_on_disk(ddim, tiny_model, pictures, tmp_path):
+    result = ddim(*command(tiny_model, "--json"))
+    assert "turned off, as a step with it has no inverse: scheduler.clip_sample" in result.stderr
+    assert "5 steps up and as many down" in result.stderr
+    found = json.loads(result.stdout)
+    assert (found["made"], found["present"], found["steps"]) == (5, 0, 5)
+    assert found["turned_off"] == ["scheduler.clip_sample"]
+    first = found["pictures"][0]
+    assert (first["file"], first["latent"]) == ("pictures/a.png", "out/a.latent.safetensors")
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    kinds = ("latent.safetensors", "recon.png", "recon.json")
+    assert names == {f"{name}.{kind}" for name in "abcde" for kind in kinds} | {"inverted.png"}
+    sidecar = json.loads((tmp_path / "out" / "a.recon.json").read_text())
+    assert sidecar["seed"] is None
+    assert sidecar["scheduler"]["clip_sample"] is False
+    assert sidecar["inversion"]["error"] == first["error"]
+    inverted = sidecar["sampling"]["inverted"]
+    assert (inverted["file"], inverted["conversion"]) == ("a.png", [])
+    shown = ddim("inspect", "out/a.recon.png").stdout
+    assert "inverted: a.png" in shown
+    assert f"error: {first['error']:.6f}" in shown
+    assert "again: ddim sample --latents out/a.latent.safetensors" in shown
+    told = json.loads(ddim("inspect", "out/a.latent.safetensors", "--json").stdout)
+    assert (told["sampling"], told["pixels_unchanged"]) == (sidecar["sampling"], True)
+    assert ddim("verify", "out").exit_code == 0
+    refused = ddim("replay", "out/a.recon.png", "--check")
+    assert refused.exit_code == 2
+    assert "is the reconstruction of another picture" in refused.stderr
+
+
+def test_verify_sees_a_latent_that_was_exchanged(ddim, tiny_model, pictures, tmp_path):
+    assert ddim(*command(tiny_model)).exit_code == 0
+    (tmp_path / "out" / "a.latent.safetensors").write_bytes((tmp_path / "out" / "b.latent.safetensors").read_bytes())
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "c.recon.png")
+    result = ddim("verify", "out")
+    assert result.exit_code == 3
+    assert "out/a.recon.png: its latent a.latent.safetensors is missing, or is not" in result.stdout
+    assert "out/c.recon.png: has other pixels than its sidecar says" in result.stdout
+
+
+def test_the_sheet_shows_original_latent_and_reconstruction(ddim, tiny_model, pictures, tmp_path):
+    assert ddim(*command(tiny_model)).exit_code == 0
+    sheet = pixels(tmp_path / "out" / "inverted.png")
+    assert sheet.shape[1] == 2 * 10 + 5 * (96 + 6) - 6
+    top = 10 + 22 + 3 + 20
+    for row, path in ((0, pictures / "b.png"), (2, tmp_path / "out" / "b.recon.png")):
+        expected = pixels(path).repeat(12, 0).repeat(12, 1)
+        y, x = top + row * 102, 10 + 102
+        assert np.array_equal(sheet[y : y + 96, x : x + 96], expected), row
+
+
+def test_the_same_command_goes_on(ddim, tiny_model, pictures, tmp_path):
+    out = tmp_path / "out"
+
+    def times():
+        return {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+
+    assert ddim(*command(tiny_model)).exit_code == 0
+    before = times()
+    again = ddim(*command(tiny_model))
+    assert (again.exit_code, "nothing to do" in again.stdout) == (0, True)
+    assert times() == before
+    # What is half there is made again, and alone; the sheet with it.
+    whole = (out / "b.latent.safetensors").read_bytes()
+    (out / "b.latent.safetensors").write_bytes(whole[:-4])
+    (out / "c.recon.png").unlink()
+    found = json.loads(ddim(*command(tiny_model, "--json")).stdout)
+    assert (found["made"], found["present"]) == (2, 3)
+    assert (out / "b.latent.safetensors").read_bytes() == whole
+    changed = {n for n in before if times()[n] != before[n]}
+    assert changed == {
+        "inverted.png",
+        *(f"{n}.{k}" for n in "bc" for k in ("latent.safetensors", "recon.png", "recon.json")),
+    }
+    # More pictures go into the same folder.
+    draw(pictures / "f.png", 9)
+    assert json.loads(ddim(*command(tiny_model, "--json")).stdout)["made"] == 1
+
+
+def test_other_settings_and_other_pictures_are_refused_and_replaced(ddim, tiny_model, pictures):
+    assert ddim(*command(tiny_model)).exit_code == 0
+    refused = ddim(*command(tiny_model, "--spacing", "trailing"))
+    assert refused.exit_code == 2
+    assert "out/a.recon.json was made with sampling.timesteps" in refused.stderr
+    draw(pictures / "b.png", 77)
+    refused = ddim(*command(tiny_model))
+    assert refused.exit_code == 2
+    assert "pictures/b.png: out/b.recon.png is of another picture; choose another folder" in refused.stderr
+    assert json.loads(ddim(*command(tiny_model, "--overwrite", "--json")).stdout)["made"] == 5
+    assert ddim("verify", "out").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--eta", "0.5"], "sampling.eta = 0.5 (--eta): inversion needs eta 0"),
+        (["--set", 'sampling.variance="large"'], "inversion needs eta 0"),
+        (["nowhere.png"], "nowhere.png: no such file"),
+        (["empty"], "empty: there are no pictures in this folder"),
+        (["text.png"], "text.png: cannot be read as a picture"),
+        (["pictures/sub/a.jpg"], "would both become a.recon.png"),
+        (["--prediction-type", "sample"], "set scheduler.set_alpha_to_one = false"),
+        (["--clip-sample"], "No such option"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(ddim, tiny_model, pictures, tmp_path, args, text):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    (pictures / "sub").mkdir()
+    draw(pictures / "sub" / "a.jpg")
+    result = ddim(*command(tiny_model, *args))
+    assert result.exit_code == 2
+    assert text in result.stderr, result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_clipping_of_a_config_is_turned_off_too(ddim, tiny_model, pictures):
+    args = command(tiny_model, "--set", "scheduler.thresholding=true", "--json")
+    result = ddim(*args)
+    assert json.loads(result.stdout)["turned_off"] == ["scheduler.clip_sample", "scheduler.thresholding"]
+    assert "scheduler.thresholding (on by --set)" in result.stderr
+
+
+def test_a_reconstruction_never_replaces_a_picture_that_is_inverted(ddim, tiny_model, pictures, tmp_path):
+    draw(pictures / "a.recon.png", 5)
+    result = ddim("invert", "-m", tiny_model, "pictures/a.png", "pictures/a.recon.png", "--steps", 2, "-o", "pictures")
+    assert result.exit_code == 2
+    assert "pictures/a.recon.png: the reconstruction of pictures/a.png would replace it" in result.stderr
+    # Beside its pictures it is welcome; of a folder, what came of it before is left out.
+    assert ddim(*command(tiny_model, "--overwrite", out="pictures", steps=2)).exit_code == 0
+    assert json.loads(ddim(*command(tiny_model, "--json", out="pictures", steps=2)).stdout)["present"] == 5
+
+
+def test_the_default_folder(ddim, tiny_model, pictures):
+    found = json.loads(ddim("invert", "-m", tiny_model, "pictures/a.png", "--steps", 2, "--json").stdout)
+    assert found["folder"].startswith("outputs/tiny-2steps-")
+    assert found["folder"].endswith("-invert")
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_command_goes_on(ddim, tiny_model, pictures, tmp_path, monkeypatch):
+    from ddim_cli.experiments import invert as room
+
+    whole, calls = room.denoise, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(room, "denoise", interrupted)
+    stopped = ddim(*command(tiny_model, "--json"))
+    assert stopped.exit_code == 130
+    assert json.loads(stopped.stdout)["exit_code"] == 130
+    assert "the same command goes on from there" in stopped.stderr
+    assert len(list((tmp_path / "out").glob("*.recon.png"))) == 4
+    monkeypatch.setattr(room, "denoise", whole)
+    found = json.loads(ddim(*command(tiny_model, "--json")).stdout)
+    assert (found["made"], found["present"]) == (1, 4)
+
+
+def test_want_of_memory_names_the_remedy(ddim, tiny_model, pictures, monkeypatch):
+    from ddim_cli.experiments import invert as room
+
+    def greedy(*args):
+        raise torch.OutOfMemoryError("tried to allocate 1 GiB")
+
+    monkeypatch.setattr(room, "encode", greedy)
+    result = ddim(*command(tiny_model))
+    assert result.exit_code == 1
+    assert "out of memory on cpu with batches of 4; choose a smaller --batch-size" in result.stderr
+
+
+def test_a_class_conditional_network_takes_one_class_for_all(ddim, pictures, tmp_path):
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(3)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1}
+    UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, num_class_embeds=5, **blocks
+    ).save_pretrained("conditional")
+    assert ddim(*command("conditional", "--classes", "4")).exit_code == 0
+    sidecar = json.loads((tmp_path / "out" / "a.recon.json").read_text())
+    assert (sidecar["sampling"]["classes"], sidecar["sampling"]["class"]) == ("4", 4)
+    # The class goes with the latent.
+    assert ddim("sample", "--latents", "out", "-b", 4, "-o", "again").exit_code == 0
+    assert np.array_equal(pixels(tmp_path / "out" / "e.recon.png"), pixels(tmp_path / "again" / "e.latent.png"))
+    refused = ddim(*command("conditional", "--classes", "0-3"))
+    assert refused.exit_code == 2
+    assert "one class for all; name one" in refused.stderr
