@@ -19,6 +19,7 @@ from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
+from ddim_cli.cli.evaluate import evaluate
 from ddim_cli.cli.inspect import inspect
 from ddim_cli.cli.interpolate import interpolate
 from ddim_cli.cli.invert import invert
@@ -122,6 +123,7 @@ app.command(short_help="The same seeds under many settings, as a table of folder
 app.command(short_help="Pictures between the pictures of two seeds, or of four, or along a path.")(interpolate)
 app.command(short_help="The latents of pictures, and what sampling makes of them.")(invert)
 app.command(short_help="How pictures come about: a strip of frames along the steps of a seed.")(trajectory)
+app.command(short_help="Score pictures against a reference: FID, KID and their like.")(evaluate)
 app.command("report", short_help="A page to look at: the pictures of a folder or a sweep.")(report_page)
 app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
 app.command(short_help="What a model is: shape, weights, cost; or how a PNG was made.")(inspect)

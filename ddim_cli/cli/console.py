@@ -191,6 +191,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def measured(value: float) -> str:
+    """A distance with two decimals, as papers give it; a small one with three digits."""
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else ('es' if noun.endswith('h') else 's')}"
 
@@ -353,6 +358,34 @@ class SweepProgress(RunProgress):
         return {**fields, "images": f"cell {self._cell}/{self._cells}, {fields['images']}", "rate": left}
 
 
+class PictureProgress(RunProgress):
+    """Pictures that are looked at, one set of them after the other."""
+
+    _steps = 1
+
+    def looking_at(self, what: str) -> Callable[[int, int], None]:
+        """A set of pictures is next; what is returned is called with how many are done, and their total."""
+        self.stopped()
+        self.waiting(f"opening {what}")
+        self._total = None
+
+        def update(done: int, total: int) -> None:
+            if self._total is None:
+                self._clear_status()
+                self._total, self._made, self._batch = total, 0, 0
+                self._begin()
+                say(f"{what}: {counted(total, 'picture')}")
+                if self._console.is_terminal:
+                    self._start_bar()
+            self._made = done
+            self.step(0)
+
+        return update
+
+    def _fields(self, step: int) -> dict[str, str]:
+        return {**super()._fields(step), "step": ""}
+
+
 class RanksProgress(RunProgress):
     """What rank 0 shows of all ranks: the images of the plan that are in the folder, counted now and then."""
 
@@ -471,6 +504,17 @@ def show_columns(rows: Sequence[Mapping[str, str]], title: str = "", words: int 
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
     console.print(table)
+
+
+def crossed(
+    across: tuple[str, Sequence[str]], down: tuple[str, Sequence[str]], texts: Mapping[tuple[int, int], str]
+) -> list[dict[str, str]]:
+    """Rows for `show_columns` of two axes, each a name and its labels; ``texts`` are by the places on them."""
+    (name, labels), (other, rows) = across, down
+    return [
+        {f"{other} \\ {name}": row, **{label: texts.get((i, j), "") for i, label in enumerate(labels)}}
+        for j, row in enumerate(rows)
+    ]
 
 
 def show_table(rows: Mapping[str, Any], title: str, style: str = "green") -> None:

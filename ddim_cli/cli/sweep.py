@@ -231,17 +231,10 @@ def _figures(result: CellResult, score: Any) -> dict[str, str]:
 
 
 def _score(result: CellResult) -> str:
-    return f"{result.score['value']:.2f}" if result.score is not None else ""
+    return console.measured(result.score["value"]) if result.score is not None else ""
 
 
 def _matrix(found: Swept) -> list[dict[str, str]]:
     """The scores, the first axis across and the second down."""
-    across, down = found.plan.sweep.axes
-    by_place = {result.own.cell.at: result for result in found.results}
-    return [
-        {
-            f"{down.name} \\ {across.name}": value.label,
-            **{other.label: _score(by_place[i, j]) for i, other in enumerate(across.values)},
-        }
-        for j, value in enumerate(down.values)
-    ]
+    across, down = ((axis.name, [value.label for value in axis.values]) for axis in found.plan.sweep.axes)
+    return console.crossed(across, down, {result.own.cell.at: _score(result) for result in found.results})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import zipfile
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
-from ddim_cli.errors import RunError
+from ddim_cli.errors import RunError, UsageError
 from ddim_cli.outputs.atomic import atomic_file
 from ddim_cli.outputs.picture import read_pixels
 
@@ -68,3 +71,32 @@ def _read(path: Path) -> np.ndarray:
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
+
+
+@contextlib.contextmanager
+def read_rows(path: Path, name: str) -> Iterator[tuple[tuple[int, ...], np.dtype, Callable[[int], np.ndarray]]]:
+    """An array of an .npz, without reading it whole: its shape, its dtype, and what reads its next N rows.
+
+    Raises:
+        UsageError: for a file that is no .npz, is damaged, or has no such array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            version = npy.read_magic(stream)
+            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, by_columns, dtype = read_header(stream)
+            if dtype.hasobject or (by_columns and len(shape) > 1) or not shape:
+                raise UsageError(f"{path}: {name} is not laid out row by row; save it again with np.ascontiguousarray")
+
+            def rows(count: int) -> np.ndarray:
+                size = count * math.prod(shape[1:]) * dtype.itemsize
+                data = stream.read(size)
+                if len(data) < size:
+                    raise ValueError("it ends too soon")
+                return np.frombuffer(data, dtype).reshape(count, *shape[1:])
+
+            yield shape, dtype, rows
+    except KeyError:
+        raise UsageError(f"{path}: holds no array {name}") from None
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: not a whole .npz: {error}") from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 
 import torch
 
@@ -53,6 +55,18 @@ def set_tf32(allowed: bool) -> None:
     """Allow or forbid TF32 in matrix products and convolutions; torch's own default allows it in cuDNN."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Forbid TF32 within the block."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    set_tf32(False)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def device_name(device: torch.device) -> str:
