@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +13,7 @@ from ddim_cli.cli import console
 from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
+    from ddim_cli.evaluation.score import Judge
     from ddim_cli.experiments.sweep import CellResult, Plan, Scorer, Swept
 
 
@@ -100,7 +104,11 @@ def sweep(
             found = execute(plan, progress, overwrite, scorer)
     if dry_run:
         show_plan(plan, todo, json)
-    elif json:
+        return
+    scores = [result.score for result in found.results if result.score is not None]
+    for warning in dict.fromkeys(score["warning"] for score in scores if score.get("warning")):
+        console.warn(warning)
+    if json:
         console.print_json(as_json(found))
     elif not quiet:
         show_swept(found)
@@ -121,12 +129,21 @@ def open_scorer(
     if progress is not None:
         progress.waiting(f"reading the reference {reference}")
     job = plan.cells[0].job
-    judge = Judge.open(reference, extractor, job.device)
+    return JudgeScorer(Judge.open(reference, extractor, job.device))
 
-    def scorer(pictures: Any) -> dict[str, Any]:
-        return judge.score(pictures).as_json()
 
-    return scorer
+@dataclass(frozen=True)
+class JudgeScorer:
+    """A judge as the sweep knows it: its scores as JSON. A `Scorer`."""
+
+    judge: Judge
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.judge.facts
+
+    def __call__(self, pictures: Sequence[Path]) -> Mapping[str, Any]:
+        return self.judge.score(pictures).as_json()
 
 
 def plan_as_json(plan: Plan, todo: list[int]) -> dict[str, Any]:

@@ -193,14 +193,13 @@ def _unique(values: Sequence[Value], name: str, origin: str) -> Iterator[Value]:
         yield replace(value, label=f"{value.label} #{i + 1}") if count[value.label] > 1 else value
 
 
-def _make_override(table: Any, axes: Sequence[Axis], origin: str) -> Override:
-    """Raises ConfigError for one that could hold in no cell, or sets what an axis sets."""
+def _make_override(table: Any, swept: Mapping[str, Sequence[Any]], origin: str) -> Override:
+    """``swept`` is every key on an axis with its values. Raises ConfigError for one that no cell could be meant by."""
     if not isinstance(table, Mapping) or set(table) != {"when", "set"}:
         raise ConfigError(f"{origin}: [[sweep.override]] takes when and set, for example when = {{ steps = 1000 }}")
     for part in ("when", "set"):
         if not isinstance(table[part], Mapping) or not table[part]:
             raise ConfigError(f"{origin}: {part} of [[sweep.override]] is a table of keys and values")
-    swept = _swept(axes)
     when: dict[str, tuple[Any, ...]] = {}
     for name, wanted in _dotted(table["when"]):
         key = full_key(name, origin)
@@ -273,13 +272,17 @@ def parse_sweep(layers: Sequence[Layer], axes: Sequence[str] = ()) -> Sweep:
                 for dotted, values in _dotted({name: value}):
                     axis = _make_axis(dotted, values, own("sweep", name))
                     found[axis.name] = axis
+    # An override may speak of a value that --axis has replaced: it holds nowhere then.
+    known = _swept(found.values())
     for text in axes:
         axis = _make_axis(*parse_axis(text), f"--axis {text}")
         found[axis.name] = axis
+    for key, values in _swept(found.values()).items():
+        known.setdefault(key, []).extend(values)
     if not found:
         raise ConfigError("a sweep needs an axis: --axis steps=10,20,50, or a [sweep] table in a config")
     _check_axes(tuple(found.values()), "the sweep")
-    made = tuple(_make_override(table, tuple(found.values()), origin) for table, origin in overrides)
+    made = tuple(_make_override(table, known, origin) for table, origin in overrides)
     return Sweep(tuple(found.values()), made, **scoring)
 
 

@@ -79,14 +79,17 @@ class Score:
             "value": self.value,
             "kid": None if self.kid is None else self.kid._asdict(),
             "images": self.images,
-            "extractor": {
-                "name": self.extractor.name,
-                "sha256": self.extractor.sha256,
-                "features": self.features,
-            },
-            "reference": {"source": self.reference, "images": self.reference_images},
+            **_facts(self.extractor, self.features, self.reference, self.reference_images),
             "warning": self.warning,
         }
+
+
+def _facts(extractor: Extractor, features: int, reference: str, images: int | None) -> dict[str, Any]:
+    """What a score is of, beside the pictures."""
+    return {
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "features": features},
+        "reference": {"source": reference, "images": images},
+    }
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,12 @@ class Judge:
             theirs.count,
             self._warning(found),
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every score of this judge says of the extractor and the reference."""
+        gaussian = self.reference.gaussian
+        return _facts(self.extractor, len(gaussian.mean), self.source, gaussian.count)
 
     def keep_reference(self, path: Path) -> None:
         """Write the reference's statistics, which `open` takes in its place. Raises OSError naming ``path``."""

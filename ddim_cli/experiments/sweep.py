@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -16,10 +16,10 @@ from ddim_cli.errors import InterruptedRunError, RunError, UsageError
 from ddim_cli.experiments.cells import CellRun
 from ddim_cli.models.load import SamplingNetwork, load_sampling_network
 from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
-from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import identity_hash, utc_now
-from ddim_cli.outputs.sweep import MANIFEST, SHEET, SWEEP_SCHEMA, encode_sweep
+from ddim_cli.outputs.sweep import MANIFEST, SHEET, SWEEP_SCHEMA, encode_sweep, is_sweep, read_sweep
 from ddim_cli.outputs.sweep_sheet import Block, Panel, draw_sweep, pictures_in_a_cell
 from ddim_cli.sampling.network import load_network
 from ddim_cli.sampling.plan import Shard
@@ -29,7 +29,14 @@ from ddim_cli.sampling.run import execute as execute_job
 
 # What is said of the pictures of a cell, as in `evaluation.score`: the files -> a value, its name and the rest.
 Score = Mapping[str, Any]
-Scorer = Callable[[Sequence[Path]], Score]
+
+
+class Scorer(Protocol):
+    """Scores picture files; every score of it contains ``facts``, on which it depends beside the pictures."""
+
+    facts: Mapping[str, Any]
+
+    def __call__(self, pictures: Sequence[Path]) -> Score: ...
 
 
 class SweepReporter(Reporter):
@@ -215,13 +222,21 @@ def _rate(folder: OutputFolder, summary: Summary) -> float | None:
     return totals.get("images_per_second") if isinstance(totals, Mapping) else None
 
 
-def _check_folder(plan: Plan, overwrite: bool) -> None:
-    """UsageError for a folder whose sweep.json is of other cells than could be added to this one's."""
-    found = read_json(plan.folder / MANIFEST)
-    if found is None or overwrite:
-        return
-    if found.get("schema") != SWEEP_SCHEMA:
-        raise UsageError(f"{plan.folder / MANIFEST}: this is none of ddim's; choose another folder with --out")
+def _score(result: CellResult, scorer: Scorer) -> Score:
+    folder, seeds = result.own.job.folder, result.own.job.run.config.seeds()
+    return scorer([folder.picture(seed) for seed in seeds])
+
+
+def _kept_score(before: Mapping[str, Any], result: CellResult, scorer: Scorer | None) -> Score | None:
+    """The score that sweep.json had for the same pictures, by the extractor and reference of ``scorer``, or any."""
+    if result.summary.made:
+        return None
+    same = [cell for cell in before.get("cells", ()) if cell["folder"] == result.own.name]
+    score = same[0].get("score") if same else None
+    if not isinstance(score, Mapping) or same[0].get("seeds") != format_seeds(result.own.job.run.config.seeds()):
+        return None
+    asked = scorer.facts if scorer is not None else {}
+    return score if all(score.get(key) == value for key, value in asked.items()) else None
 
 
 def execute(
@@ -238,12 +253,12 @@ def execute(
         InterruptedRunError: on Ctrl-C; likewise.
     """
     reporter = reporter or SweepReporter()
-    _check_folder(plan, overwrite)
+    before = read_sweep(plan.folder) if is_sweep(plan.folder) and not overwrite else {}
     ahead = [len(pending(own.job, overwrite)) for own in plan.cells]
     todo = {i: (own.job, count) for i, (own, count) in enumerate(zip(plan.cells, ahead, strict=True)) if count}
     OutputFolder(plan.folder).create()
     remove_leftovers(plan.folder)
-    created = (read_json(plan.folder / MANIFEST) or {}).get("created") or utc_now()
+    created = before.get("created") or utc_now()
     fsync = plan.cells[0].job.folder.fsync
     reporter.sweeping(sum(count * len(job.run.timesteps) for job, count in todo.values()), len(plan.cells))
     networks = _Networks(todo)
@@ -259,14 +274,14 @@ def execute(
         for number, own in enumerate(plan.cells, start=1):
             reporter.cell(number, own.cell.title)
             summary = _named(own, lambda job=own.job: execute_job(job, reporter, overwrite, load=networks.load))
-            results.append(CellResult(own, summary, _rate(own.job.folder, summary), None))
+            result = CellResult(own, summary, _rate(own.job.folder, summary), None)
+            results.append(replace(result, score=_kept_score(before, result, scorer)))
             if summary.made:
                 write()
         for number, result in enumerate(results):
-            if scorer is not None and not result.summary.left:
+            if scorer is not None and result.score is None and not result.summary.left:
                 reporter.closing(f"scoring {result.own.cell.title}, {number + 1} of {len(results)}")
-                folder, seeds = result.own.job.folder, result.own.job.run.config.seeds()
-                score = _named(result.own, lambda f=folder, s=seeds: scorer([f.picture(seed) for seed in s]))
+                score = _named(result.own, lambda r=result: _score(r, scorer))
                 results[number] = replace(result, score=score)
         write()
         sheet = None

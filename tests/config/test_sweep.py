@@ -84,6 +84,11 @@ def test_an_override_changes_single_cells():
     assert settings(sweep)[4]["scheduler.timestep_spacing"] == "trailing"
 
 
+def test_an_override_of_a_replaced_value_holds_nowhere():
+    text = "[sweep]\nsteps = [1, 2]\n[[sweep.override]]\nwhen = { steps = 2 }\nset = { num_images = 3 }"
+    assert settings(sweep_of(text, "steps=1,4")) == [{"sampling.steps": 1}, {"sampling.steps": 4}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

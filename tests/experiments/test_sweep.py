@@ -127,6 +127,31 @@ def test_the_network_is_loaded_once(ddim, tiny_model, monkeypatch, tmp_path):
     ]
 
 
+def test_cells_are_scored_as_evaluate_does(ddim, tmp_path, monkeypatch):
+    args = ("sweep", "--axis", "steps=1,2", "-n", 4, "-b", 4, "--reference", "mnist", "-o", "out", "--json")
+    found = json.loads(ddim(*args).stdout)
+    for cell in found["cells"]:
+        alone = json.loads(ddim("evaluate", f"out/{cell['folder']}", "--reference", "mnist", "--json").stdout)
+        assert cell["score"]["value"] == pytest.approx(alone["value"])
+        assert cell["score"]["label"] == alone["label"] == "Frechet distance (mnist-digits)"
+    assert found["cells"][0]["score"]["value"] != found["cells"][1]["score"]["value"]
+    # What was scored is not scored again, unless its pictures are new or the reference is another.
+    from ddim_cli.evaluation.score import Judge
+
+    whole, calls = Judge.score, []
+    monkeypatch.setattr(Judge, "score", lambda self, files: calls.append(files[0].parent.name) or whole(self, files))
+    again = json.loads(ddim(*args).stdout)
+    assert [cell["score"] for cell in again["cells"]] == [cell["score"] for cell in found["cells"]]
+    assert calls == []
+    (tmp_path / "out" / "steps=2" / "000003.png").unlink()
+    assert ddim(*args).exit_code == 0
+    assert calls == ["steps=2"]
+    other = json.loads(ddim(*args, "--reference", "out/steps=1", "--extractor", "mnist").stdout)
+    assert calls == ["steps=2", "steps=1", "steps=2"]
+    assert other["cells"][0]["score"]["value"] == pytest.approx(0, abs=1e-6)
+    assert "few pictures for 64 features" in ddim(*args[:-1]).stderr
+
+
 def test_dry_run_writes_nothing(ddim, config, tmp_path):
     result = ddim("sweep", "-c", config, "-o", "out", "--dry-run")
     assert result.exit_code == 0
