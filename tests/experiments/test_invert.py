@@ -152,7 +152,7 @@ def test_against_a_loop_by_hand(ddim, tiny_model, pictures, tmp_path):
     assert found["mean_error"] == pytest.approx(np.mean([p["error"] for p in found["pictures"]]))
 
 
-def error_of(ddim, steps, digits=range(8)):
+def error_of(ddim, steps, digits):
     files = [DIGITS / f"{digit}.png" for digit in digits]
     args = ("invert", *files, "--steps", steps, "-o", f"out{steps}", "--device", "cpu", "--json")
     result = ddim(*args)
@@ -170,7 +170,7 @@ def test_the_error_falls_as_the_steps_grow(ddim):
 
 @pytest.mark.slow
 def test_the_error_goes_on_falling(ddim):
-    errors = [error_of(ddim, steps) for steps in (50, 100, 200)]
+    errors = [error_of(ddim, steps, range(4)) for steps in (50, 100, 200)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 3 * errors[-1]
 
