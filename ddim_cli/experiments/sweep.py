@@ -19,16 +19,8 @@ from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
 from ddim_cli.outputs.folder import OutputFolder, read_json
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import identity_hash, utc_now
-from ddim_cli.outputs.sweep import (
-    MANIFEST,
-    SHEET,
-    SWEEP_SCHEMA,
-    Block,
-    Panel,
-    draw_sweep,
-    encode_sweep,
-    pictures_in_a_cell,
-)
+from ddim_cli.outputs.sweep import MANIFEST, SHEET, SWEEP_SCHEMA, encode_sweep
+from ddim_cli.outputs.sweep_sheet import Block, Panel, draw_sweep, pictures_in_a_cell
 from ddim_cli.sampling.network import load_network
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.precision import set_tf32

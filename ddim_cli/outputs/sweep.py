@@ -1,37 +1,17 @@
-"""The folder of a sweep: a normal output folder a cell, what the cells are in sweep.json, and all on one sheet."""
+"""sweep.json: the axes of a sweep and its cells, each a normal output folder beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image, ImageDraw
-
 from ddim_cli.errors import UsageError
-from ddim_cli.outputs.contact_sheet import BACKGROUND, GAP
 from ddim_cli.outputs.folder import read_json
 from ddim_cli.outputs.jsontext import dump_json
-from ddim_cli.outputs.lettering import (
-    CAPTION_COLOUR,
-    CAPTION_SIZE,
-    LABEL_COLOUR,
-    LABEL_SIZE,
-    MARGIN,
-    fitting,
-    font,
-    line_height,
-)
-from ddim_cli.outputs.strip import enlarged
 
 SWEEP_SCHEMA = "ddim-cli/sweep/1"
 MANIFEST, SHEET = "sweep.json", "sweep.png"
-# Of a picture on the sheet: its longer side. Between them, it is enlarged by whole pixels or left as it is.
-SMALLEST, LARGEST = 64, 192
-# A cell has as many pictures, and then fewer until the sheet is narrow enough to be read.
-MOST_A_SIDE, MOST_IN_A_ROW = 3, 8
-WIDEST = 2400
 
 
 def is_sweep(folder: Path) -> bool:
@@ -39,94 +19,41 @@ def is_sweep(folder: Path) -> bool:
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
-    """sweep.json of a folder. Raises UsageError where there is none, or it is none of ours."""
-    found = read_json(folder / MANIFEST)
+    """sweep.json of a folder, its axes and cells fitting together.
+
+    Raises:
+        UsageError: where there is none, it is none of ours, or it names folders outside its own.
+    """
+    path = folder / MANIFEST
+    found = read_json(path)
     if found is None or found.get("schema") != SWEEP_SCHEMA:
-        raise UsageError(f"{folder / MANIFEST}: not the {MANIFEST} of a sweep (schema {SWEEP_SCHEMA})")
+        raise UsageError(f"{path}: is not a {MANIFEST} of ddim ({SWEEP_SCHEMA})")
+    try:
+        _check(found)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UsageError(f"{path}: names no axes and cells that fit together; run the sweep again") from None
     return found
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    sizes = []
+    for axis in manifest["axes"]:
+        if not isinstance(axis["name"], str) or not axis["values"]:
+            raise ValueError
+        if not all(isinstance(value["label"], str) for value in axis["values"]):
+            raise ValueError
+        sizes.append(len(axis["values"]))
+    seen: set[tuple[int, ...]] = set()
+    for cell in manifest["cells"]:
+        folder = PurePosixPath(cell["folder"])
+        place = tuple(cell["at"])
+        on_axes = [type(i) is int and 0 <= i < size for i, size in zip(place, sizes, strict=True)]
+        # A manifest from elsewhere names nothing outside its own folder.
+        if folder.is_absolute() or ".." in folder.parts or not all(on_axes) or place in seen:
+            raise ValueError
+        seen.add(place)
 
 
 def encode_sweep(manifest: Mapping[str, Any]) -> bytes:
     """The bytes of sweep.json."""
     return (dump_json(manifest) + "\n").encode()
-
-
-@dataclass(frozen=True)
-class Block:
-    """The pictures of one cell, and what is said below them."""
-
-    images: Sequence[Image.Image]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Blocks in rows and columns, with a label a row and a column: "" for none. ``heading`` is for one of several."""
-
-    blocks: Sequence[Sequence[Block]]
-    columns: Sequence[str]
-    rows: Sequence[str]
-    heading: str = ""
-
-
-def _tile(image: Image.Image) -> Image.Image:
-    tile = enlarged(image, SMALLEST)
-    tile.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    return tile
-
-
-def pictures_in_a_cell(size: tuple[int, int], columns: int, several_columns: bool, most: int) -> tuple[int, int]:
-    """How many pictures of ``size`` a cell shows, across and down: a square of them, or one row where cells are rows.
-
-    ``most`` is how many there are.
-    """
-    width = _tile(Image.new("L", size)).width + GAP
-    if not several_columns:
-        return max(1, min(MOST_IN_A_ROW, most, WIDEST // width)), 1
-    side = next((k for k in range(MOST_A_SIDE, 1, -1) if k * k <= most and k * width * columns <= WIDEST), 1)
-    return side, side
-
-
-def draw_sweep(panels: Sequence[Panel], caption: str, across: int) -> Image.Image:
-    """The sheet, RGB: each panel a table of blocks under a caption, ``across`` pictures side by side in a block."""
-    tiles = [[[[_tile(i) for i in b.images] for b in row] for row in p.blocks] for p in panels]
-    every = [tile for panel in tiles for row in panel for images in row for tile in images]
-    width, height = max(tile.width for tile in every), max(tile.height for tile in every)
-    line = line_height(LABEL_SIZE)
-    down = max(-(-len(images) // across) for panel in tiles for row in panel for images in row)
-    noted = any(block.note for panel in panels for row in panel.blocks for block in row)
-    block = (across * width + (across - 1) * 2, down * height + (down - 1) * 2 + (line if noted else 0))
-    left = MARGIN + max(round(font(LABEL_SIZE).getlength(text)) for p in panels for text in ("", *p.rows)) + MARGIN
-    columns = max(len(row) for panel in panels for row in panel.blocks)
-    total = left + columns * (block[0] + GAP) + MARGIN - GAP
-    heads = [(line if p.heading else 0) + (line if any(p.columns) else 0) for p in panels]
-    bodies = [len(p.blocks) * (block[1] + GAP) for p in panels]
-    sheet = Image.new(
-        "RGB", (total, MARGIN + line_height(CAPTION_SIZE) + 3 + sum(heads) + sum(bodies) + MARGIN - GAP), BACKGROUND
-    )
-    draw = ImageDraw.Draw(sheet)
-
-    def write(place: tuple[float, float], text: str, room: int, anchor: str, colour: Any = LABEL_COLOUR) -> None:
-        draw.text(place, fitting(text, LABEL_SIZE, room), fill=colour, font=font(LABEL_SIZE), anchor=anchor)
-
-    title = fitting(caption, CAPTION_SIZE, total - 2 * MARGIN)
-    draw.text((MARGIN, MARGIN - 2), title, fill=CAPTION_COLOUR, font=font(CAPTION_SIZE))
-    y = MARGIN + line_height(CAPTION_SIZE) + 3
-    for panel, of_panel, head in zip(panels, tiles, heads, strict=True):
-        if panel.heading:
-            write((left, y + line / 2), panel.heading, total - left, "lm", CAPTION_COLOUR)
-        for column, label in enumerate(panel.columns):
-            x = left + column * (block[0] + GAP)
-            write((x + block[0] / 2, y + head - line / 2), label, block[0] + GAP, "mm")
-        y += head
-        for label, row, images in zip(panel.rows, panel.blocks, of_panel, strict=True):
-            inside = block[1] - (line if noted else 0)
-            write((left - MARGIN, y + inside / 2), label, left - 2 * MARGIN, "rm")
-            for column, (own, of_block) in enumerate(zip(row, images, strict=True)):
-                x = left + column * (block[0] + GAP)
-                for i, tile in enumerate(of_block):
-                    sheet.paste(tile, (x + i % across * (width + 2), y + i // across * (height + 2)))
-                if own.note:
-                    write((x + block[0] / 2, y + inside + line / 2), own.note, block[0] + GAP, "mm")
-            y += block[1] + GAP
-    return sheet

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim_cli.outputs.sweep import Block, Panel, draw_sweep, pictures_in_a_cell
+from ddim_cli.outputs.sweep_sheet import Block, Panel, draw_sweep, pictures_in_a_cell
 
 CONFIG = """
 [model]

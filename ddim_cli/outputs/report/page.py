@@ -19,6 +19,7 @@ from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.report import sweep
 from ddim_cli.outputs.report.contents import Links, OnImage, facts, read_folder, settings
+from ddim_cli.outputs.sweep import is_sweep, read_sweep
 
 SCHEMA = "ddim-cli/report/1"
 NAME = "report.html"
@@ -90,9 +91,8 @@ def _check(folder: Path, to: Path) -> None:
 def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total: None) -> dict[str, Any]:
     """All that the page tells. Raises UsageError for a folder that holds nothing of ddim."""
     title = folder.resolve().name or str(folder)
-    manifest = sweep.read_manifest(folder)
-    if manifest is not None:
-        found = sweep.read_sweep(folder, manifest, links, on_image)
+    if is_sweep(folder):
+        found = sweep.read_cells(folder, read_sweep(folder), links, on_image)
         return {"schema": SCHEMA, "kind": "sweep", "title": title, **found}
     output = OutputFolder(folder)
     sets = read_folder(output, links, on_image)

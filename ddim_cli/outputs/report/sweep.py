@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from ddim_cli.config.seeds import parse_seeds
-from ddim_cli.errors import UsageError
-from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.report.contents import (
     Links,
     OnImage,
@@ -22,46 +21,11 @@ from ddim_cli.outputs.report.contents import (
     settings,
 )
 
-SWEEP_SCHEMA = "ddim-cli/sweep/1"
 # What scores are called where there is little room.
 _SHORT = {"Frechet distance": "FD", "Frechet inception distance": "FID"}
 
 
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """What sweep.json says, None if there is none. Raises UsageError for one that is not of ddim."""
-    path = root / "sweep.json"
-    if not path.exists():
-        return None
-    manifest = read_json(path)
-    if manifest is None or manifest.get("schema") != SWEEP_SCHEMA:
-        raise UsageError(f"{path}: is not a sweep.json of ddim ({SWEEP_SCHEMA})")
-    try:
-        _check(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UsageError(f"{path}: names no axes and cells that fit together; run the sweep again") from None
-    return manifest
-
-
-def _check(manifest: Mapping[str, Any]) -> None:
-    sizes = []
-    for axis in manifest["axes"]:
-        if not isinstance(axis["name"], str) or not axis["values"]:
-            raise ValueError
-        if not all(isinstance(value["label"], str) for value in axis["values"]):
-            raise ValueError
-        sizes.append(len(axis["values"]))
-    seen: set[tuple[int, ...]] = set()
-    for cell in manifest["cells"]:
-        folder = PurePosixPath(cell["folder"])
-        place = tuple(cell["at"])
-        on_axes = [type(i) is int and 0 <= i < size for i, size in zip(place, sizes, strict=True)]
-        # A manifest from elsewhere names nothing outside its own folder.
-        if folder.is_absolute() or ".." in folder.parts or not all(on_axes) or place in seen:
-            raise ValueError
-        seen.add(place)
-
-
-def read_sweep(root: Path, manifest: Mapping[str, Any], links: Links, on_image: OnImage) -> dict[str, Any]:
+def read_cells(root: Path, manifest: Mapping[str, Any], links: Links, on_image: OnImage) -> dict[str, Any]:
     """Axes, sets and facts of a sweep, as the page reads them."""
     folders = [OutputFolder(root / cell["folder"]) for cell in manifest["cells"]]
     sources = [seed_sources(folder) for folder in folders]
