@@ -72,6 +72,9 @@ def test_every_file_and_flag_that_is_named_exists():
         "--axis",
         "--reference",
         "--extractor",
+        "--extractor-input",
+        "--inception",
+        "--keep-reference",
         "--latents",
         "--embed",
     }

@@ -191,6 +191,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def speed(rate: float) -> str:
+    return f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
+
+
 def measured(value: float) -> str:
     """A distance with two decimals, as papers give it; a small one with three digits."""
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
@@ -280,7 +284,7 @@ class RunProgress:
         rate = ""
         if units:
             left = seconds / units * (self._steps_in_all() - units)
-            rate = f"{units / self._steps / seconds:.3g} images/s, {duration(left)} left"
+            rate = f"{speed(units / self._steps / seconds)}, {duration(left)} left"
         images = f"{self._made}/{self._total} images"
         return {"images": images, "step": f"step {step}/{self._steps}", "rate": rate}
 
@@ -426,7 +430,7 @@ class RanksProgress(RunProgress):
         seconds, made = time.monotonic() - self._began, self._there - self._at_start
         rate = ""
         if made and seconds > 0:
-            rate = f"{made / seconds:.3g} images/s, {duration(seconds / made * (self._total - self._there))} left"
+            rate = f"{speed(made / seconds)}, {duration(seconds / made * (self._total - self._there))} left"
         return {"images": f"{self._there}/{self._total} images", "step": "", "rate": rate}
 
     def step(self, done: int = 0) -> None:
@@ -544,7 +548,7 @@ def show_summary(summary: Summary) -> None:
         "images": images if summary.made else f"nothing to do: all {summary.present:,} are there already"
     }
     if summary.made:
-        rows["time"] = f"{summary.seconds:.1f} s ({summary.images_per_second:.3g} images/s)"
+        rows["time"] = f"{summary.seconds:.1f} s ({speed(summary.images_per_second)})"
     if summary.left:
         rows["left"] = f"{counted(summary.left, 'image')} of the folder's plan, for other shards or runs"
     rows["folder"] = summary.folder

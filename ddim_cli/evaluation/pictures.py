@@ -16,8 +16,8 @@ from ddim_cli.config.seeds import format_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.npz import read_rows
+from ddim_cli.outputs.picture import ENDINGS, is_picture_file
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _READERS = min(8, os.cpu_count() or 1)
 # Modes of PIL that are grey with at most eight bits; one with more would lose them.
 _GREY, _DEEP = ("1", "L", "LA", "La"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -122,9 +122,9 @@ def _files(path: Path, count: int | None) -> list[Path]:
     folder = OutputFolder(path)
     if (folder.read_manifest() or {}).get("schema") == RUN_SCHEMA:
         return files_of(folder, sorted(folder.planned()), count)
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    found = sorted(p for p in path.rglob("*") if is_picture_file(p))
     if not found:
-        raise UsageError(f"{path}: holds no pictures ({', '.join(ENDINGS)})")
+        raise UsageError(f"{path}: holds no pictures ({' '.join(sorted(ENDINGS))})")
     return found[: check_count(count, len(found), str(path))] if count is not None else found
 
 

@@ -12,12 +12,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddim_cli.errors import UsageError
+from ddim_cli.outputs.picture import ENDINGS, is_picture_file
 
-# Of a folder; a file that is named itself may have any ending.
-ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-# Of a folder of this tool: sheets of many pictures, strips, and what comes of an inversion.
-_SHEETS = frozenset(("grid.png", "strip.png", "inverted.png", "sweep.png"))
-_MADE = (".recon", ".x0", ".xt")
 _CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
@@ -54,7 +50,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if _is_picture(p))
+            inside = sorted(p for p in path.iterdir() if is_picture_file(p) and not p.stem.endswith(".recon"))
             if not inside:
                 raise UsageError(f"{path}: there are no pictures in this folder ({' '.join(sorted(ENDINGS))})")
             found += inside
@@ -74,11 +70,6 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
                 "folders"
             )
     return found
-
-
-def _is_picture(path: Path) -> bool:
-    made = path.name in _SHEETS or path.stem.endswith(_MADE)
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not made and path.is_file()
 
 
 def read_input(path: Path, shape: tuple[int, int, int]) -> tuple[Input, np.ndarray]:

@@ -11,6 +11,16 @@ from PIL import Image, PngImagePlugin
 from ddim_cli.errors import RunError
 
 CHUNK = "ddim"
+# Of picture files in a folder, their endings; and of those that this tool makes, the ones of many pictures.
+ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+_SHEETS, _STRIPS = frozenset(("grid", "strip", "inverted", "sweep")), (".x0", ".xt")
+
+
+def is_picture_file(path: Path) -> bool:
+    """Whether a file of a folder is a picture by its name; sheets, strips and animations of this tool are none."""
+    ending = path.suffix.lower()
+    sheet = ending in (".png", ".gif") and (path.stem in _SHEETS or path.stem.endswith(_STRIPS))
+    return ending in ENDINGS and not path.name.startswith(".") and not sheet and path.is_file()
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:

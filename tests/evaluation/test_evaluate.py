@@ -181,7 +181,9 @@ def test_folders_of_all_sorts_of_pictures(tmp_path):
     Image.fromarray(grey).save(tmp_path / "more" / "d.jpg")
     Image.fromarray(np.dstack([colours, colours[:, :, :1]])).save(tmp_path / "more" / "e.png")
     (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / ".hidden.png").write_text("no picture")
+    # Neither hidden files nor what this tool makes of many pictures.
+    for name in (".hidden.png", "strip.png", "strip.gif", "000003.x0.png"):
+        (tmp_path / name).write_text("no picture")
     shapes = [batch.shape for batch in open_pictures(tmp_path).batches(4)]
     assert shapes == [(2, 4, 6, 3), (2, 6, 4, 1), (1, 4, 6, 3)]
     first = next(open_pictures(tmp_path, 1).batches(4))
