@@ -21,6 +21,11 @@ class UsageError(DdimError):
     exit_code = 2
 
 
+def missing_extra(what: str, package: str, extra: str) -> UsageError:
+    """The error of an option that needs a package which is not installed, and comes with an extra of this one."""
+    return UsageError(f"{what} needs {package}, which is not installed: pip install 'ddim-cli[{extra}]'")
+
+
 class ConfigError(UsageError):
     """Settings that are unknown, of the wrong type, out of bounds or contradictory.
 

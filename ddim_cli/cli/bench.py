@@ -173,10 +173,10 @@ def check_plot(path: Path) -> None:
     """UsageError for a plot that could not be drawn in the end: better now than after minutes."""
     from importlib.util import find_spec
 
-    from ddim_cli.errors import UsageError
+    from ddim_cli.errors import UsageError, missing_extra
 
     if find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'ddim-cli[plot]'")
+        raise missing_extra("--plot", "matplotlib", "plot")
     if not path.parent.is_dir() or path.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}" if not path.is_dir() else
                          f"--plot {path}: this is a folder")  # fmt: skip

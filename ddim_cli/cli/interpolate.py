@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import PICTURE, Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import PICTURE, Gif, Json, Layers, LogFile, Overwrite, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.config.layers import Layer
@@ -45,12 +45,8 @@ def interpolate(
             rich_help_panel="Interpolation",
         ),
     ] = False,
-    gif: Annotated[
-        bool, typer.Option("--gif", help="Write an animation too, strip.gif.", rich_help_panel="Output")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace frames that are there.", rich_help_panel="Output")
-    ] = False,
+    gif: Gif = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import PICTURE, Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import PICTURE, Json, Layers, LogFile, Overwrite, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,9 +34,7 @@ def invert(
     pictures: Annotated[
         list[Path], typer.Argument(help="Pictures, or folders of them.", metavar="IMAGE...", show_default=False)
     ],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is there of these pictures.", rich_help_panel="Output")
-    ] = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,

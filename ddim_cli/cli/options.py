@@ -191,6 +191,21 @@ Assignments = Annotated[
         rich_help_panel="Settings",
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        help="Make only part I of N of the plan, for job arrays: 0/8.",
+        metavar="I/N",
+        show_default=False,
+        rich_help_panel="Output",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel="Output")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel="Output")]
+Gif = Annotated[bool, typer.Option("--gif", help="Write an animation too.", rich_help_panel="Output")]
 # What `with_settings` hands to a command: settings, lowest first.
 Layers = list["Layer"]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel="Console")]

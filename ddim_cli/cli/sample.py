@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import DryRun, Json, Layers, LogFile, Overwrite, Part, Quiet, Verbose, with_settings
 from ddim_cli.cli.show import check_show, show_pictures
 
 if TYPE_CHECKING:
@@ -23,21 +23,9 @@ if TYPE_CHECKING:
 def sample(
     layers: Layers,
     more_latents: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Make only part I of N of the plan, for job arrays: 0/8.",
-            metavar="I/N",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel="Output")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel="Output")
-    ] = False,
+    shard: Part = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     npz: Annotated[
         Path | None,
         typer.Option(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim_cli.cli import console
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import UsageError, missing_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +22,7 @@ def check_show(as_json: bool) -> None:
     if as_json:
         raise UsageError("--show and --json both want stdout; give one")
     if find_spec("textual_image") is None:
-        raise UsageError("--show needs textual-image, which is not installed: pip install 'ddim-cli[show]'")
+        raise missing_extra("--show", "textual-image", "show")
 
 
 def show_pictures(paths: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import DryRun, Json, Layers, LogFile, Overwrite, Part, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.evaluation.score import Judge
@@ -48,21 +48,9 @@ def sweep(
             rich_help_panel="Sweep",
         ),
     ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            help="Make only part I of N of every cell, for job arrays: 0/8.",
-            metavar="I/N",
-            show_default=False,
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what is in the cells' folders.", rich_help_panel="Output")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cells and write nothing.", rich_help_panel="Output")
-    ] = False,
+    shard: Part = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import PICTURE, SEEDS, Json, Layers, LogFile, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import PICTURE, SEEDS, Gif, Json, Layers, LogFile, Overwrite, Quiet, Verbose, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.experiments.trajectory import Watched
@@ -27,10 +27,8 @@ def trajectory(
             help="Show every K-th step [about ten frames].", metavar="K", show_default=False, rich_help_panel="Output"
         ),
     ] = None,
-    gif: Annotated[bool, typer.Option("--gif", help="Write an animation too.", rich_help_panel="Output")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace strips that are there.", rich_help_panel="Output")
-    ] = False,
+    gif: Gif = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     log_file: LogFile = None,

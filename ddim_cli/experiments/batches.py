@@ -9,9 +9,27 @@ import torch
 from torch import Tensor
 
 from ddim_cli.errors import InterruptedRunError, RunError
+from ddim_cli.models.load import SamplingNetwork
+from ddim_cli.outputs.atomic import remove_leftovers
+from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import OnStep, Sampler, ascent, is_out_of_memory, trajectory
 from ddim_cli.sampling.plan import padded
-from ddim_cli.sampling.run import Job, Reporter
+from ddim_cli.sampling.run import Job, Reporter, load_job_network
+
+
+def prepare(job: Job, images: int, reporter: Reporter) -> tuple[SamplingNetwork, Job]:
+    """Load the job's network to make ``images`` with, and have its folder ready; the job says whether it is compiled.
+
+    Raises:
+        ModelError: for weights that cannot be loaded.
+        UsageError: for a folder that cannot be made.
+    """
+    keep_memory()
+    reporter.loading(job)
+    network, job = load_job_network(job, images, reporter)
+    job.folder.create()
+    remove_leftovers(job.folder.path)
+    return network, job
 
 
 @contextlib.contextmanager

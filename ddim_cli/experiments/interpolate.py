@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ddim_cli.diffusion.slerp import slerp
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.batches import check_finite, denoise, ending_well
+from ddim_cli.experiments.batches import check_finite, denoise, ending_well, prepare
 from ddim_cli.experiments.between import Between, Frame, class_of
-from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
+from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.frames import clear_frames, frame_path, missing_frames, read_frames
 from ddim_cli.outputs.picture import encode_png
 from ddim_cli.outputs.provenance import text_inside
@@ -33,11 +33,10 @@ from ddim_cli.outputs.sidecar import (
 )
 from ddim_cli.outputs.strip import Row, draw_strip, encode_gif
 from ddim_cli.outputs.writer import write_pair
-from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import Sampler, to_uint8
 from ddim_cli.sampling.noise import ImageNoise
 from ddim_cli.sampling.plan import batches
-from ddim_cli.sampling.run import Job, Reporter, load_job_network, make_sampler
+from ddim_cli.sampling.run import Job, Reporter, job_sampler
 
 # Of a strip: a longer way from seed to seed goes on in the next row.
 MOST_COLUMNS = 16
@@ -112,15 +111,10 @@ def execute(
     todo = pending(job, frames, overwrite)
     started = time.perf_counter()
     if todo:
-        keep_memory()
-        reporter.loading(job)
-        network, job = load_job_network(job, len(todo), reporter)
-        folder.create()
-        remove_leftovers(folder.path)
+        network, job = prepare(job, len(todo), reporter)
         if overwrite:
             clear_frames(folder)
-        model = job.run.model
-        sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
+        sampler = job_sampler(job, network)
         started = time.perf_counter()
         reporter.started(job, todo)
         with ending_well(job, reporter):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import make_inverse_table
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.batches import check_finite, denoise, encode, ending_well
+from ddim_cli.experiments.batches import check_finite, denoise, encode, ending_well, prepare
 from ddim_cli.experiments.inputs import Input, read_input
 from ddim_cli.experiments.rules import one_class
-from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
+from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.folder import read_json
 from ddim_cli.outputs.latents import ENDING, describe_latent, encode_latent, holds_latent, open_latents, read_latent
 from ddim_cli.outputs.picture import encode_png, read_own, to_image
@@ -26,10 +26,9 @@ from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.sidecar import STRIP_SCHEMA, describe_picture, describe_strip, first_difference, identity, to_text
 from ddim_cli.outputs.strip import Row, draw_strip
 from ddim_cli.outputs.writer import write_pair
-from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import Sampler, to_uint8
 from ddim_cli.sampling.plan import batches
-from ddim_cli.sampling.run import Job, Reporter, load_job_network, make_sampler
+from ddim_cli.sampling.run import Job, Reporter, job_sampler
 
 # Of the picture that shows what came of it.
 MOST_SHOWN, COLUMNS = 16, 8
@@ -160,15 +159,8 @@ def execute(job: Job, pictures: Sequence[Input], reporter: Reporter | None = Non
     todo = pending(job, pictures, overwrite)
     started = time.perf_counter()
     if todo:
-        keep_memory()
-        reporter.loading(job)
-        network, job = load_job_network(job, len(todo), reporter)
-        job.folder.create()
-        remove_leftovers(job.folder.path)
-        model = job.run.model
-        shape = (model.channels, *model.size)
-        up = make_sampler(job.run, network, job.device, job.dtype, shape, inverse=True)
-        down = make_sampler(job.run, network, job.device, job.dtype, shape)
+        network, job = prepare(job, len(todo), reporter)
+        up, down = job_sampler(job, network, inverse=True), job_sampler(job, network)
         started = time.perf_counter()
         reporter.started(job, todo, passes=2)
         with ending_well(job, reporter):

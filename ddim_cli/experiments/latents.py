@@ -10,20 +10,19 @@ from typing import Any
 import torch
 
 from ddim_cli.errors import RunError
-from ddim_cli.experiments.batches import check_finite, denoise, ending_well
+from ddim_cli.experiments.batches import check_finite, denoise, ending_well, prepare
 from ddim_cli.experiments.rules import one_class
 from ddim_cli.experiments.start import Start
-from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
+from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.latents import latent_sha256, read_latent
 from ddim_cli.outputs.npz import write_npz
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import describe_picture, identity
 from ddim_cli.outputs.writer import write_pair
-from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import Sampler, to_uint8
 from ddim_cli.sampling.plan import batches
-from ddim_cli.sampling.run import Job, Reporter, Summary, load_job_network, make_sampler
+from ddim_cli.sampling.run import Job, Reporter, Summary, job_sampler
 
 
 def picture_path(job: Job, start: Start) -> Path:
@@ -85,13 +84,8 @@ def execute(
     todo = pending(job, starts, overwrite)
     started = time.perf_counter()
     if todo:
-        keep_memory()
-        reporter.loading(job)
-        network, job = load_job_network(job, len(todo), reporter)
-        job.folder.create()
-        remove_leftovers(job.folder.path)
-        model = job.run.model
-        sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
+        network, job = prepare(job, len(todo), reporter)
+        sampler = job_sampler(job, network)
         started = time.perf_counter()
         reporter.started(job, todo)
         with ending_well(job, reporter):

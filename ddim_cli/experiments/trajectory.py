@@ -12,17 +12,16 @@ import numpy as np
 import torch
 
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.batches import check_finite, ending_well
-from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
+from ddim_cli.experiments.batches import check_finite, ending_well, prepare
+from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.sidecar import STRIP_SCHEMA, describe_strip, to_text
 from ddim_cli.outputs.strip import Row, draw_strip, encode_gif
-from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import OnStep, Sampler, to_uint8, trajectory
 from ddim_cli.sampling.noise import ImageNoise
 from ddim_cli.sampling.plan import batches, padded
-from ddim_cli.sampling.run import Job, Reporter, load_job_network, make_sampler
+from ddim_cli.sampling.run import Job, Reporter, job_sampler
 
 ABOUT_FRAMES = 10
 NAMES = {"x0": "predicted x0", "xt": "state x_t"}
@@ -154,13 +153,8 @@ def execute(job: Job, watch: Watch, gif: bool, reporter: Reporter | None = None,
     todo = pending(job, watch, gif, overwrite)
     started = time.perf_counter()
     if todo:
-        keep_memory()
-        reporter.loading(job)
-        network, job = load_job_network(job, len(todo), reporter)
-        job.folder.create()
-        remove_leftovers(job.folder.path)
-        model = job.run.model
-        sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size))
+        network, job = prepare(job, len(todo), reporter)
+        sampler = job_sampler(job, network)
         started = time.perf_counter()
         reporter.started(job, todo)
         with ending_well(job, reporter):

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import missing_extra
 
 # The first is ours; the others step back.
 COLOURS = ("#1f77b4", "#d9822b", "#6b7a8f")
@@ -64,7 +64,7 @@ def draw_speeds(curves: Sequence[SpeedCurve], title: str, subtitle: str = "") ->
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     except ImportError:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'ddim-cli[plot]'") from None
+        raise missing_extra("--plot", "matplotlib", "plot") from None
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     for i, curve in enumerate(curves):

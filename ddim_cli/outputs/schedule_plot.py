@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import missing_extra
 
 # Hollow and of different shapes, so that grids which share timesteps stay apart.
 MARKERS = "os^Dv"
@@ -32,7 +32,7 @@ def draw_schedules(curves: Sequence[Curve]) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("--plot needs matplotlib, which is not installed: pip install 'ddim-cli[plot]'") from None
+        raise missing_extra("--plot", "matplotlib", "plot") from None
     figure = Figure(figsize=(8, 7), dpi=120, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for curve, marker in zip(curves, cycle(MARKERS), strict=False):

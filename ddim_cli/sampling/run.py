@@ -170,6 +170,12 @@ def make_sampler(
     )
 
 
+def job_sampler(job: Job, network: SamplingNetwork, keeps_x0: bool = True, inverse: bool = False) -> Sampler:
+    """`make_sampler` of a job. Raises ConfigError."""
+    shape = (job.run.model.channels, *job.run.model.size)
+    return make_sampler(job.run, network, job.device, job.dtype, shape, keeps_x0, inverse)
+
+
 def starting_timesteps(run: Run, table: StepTable) -> Tensor:
     """At which timestep each step of an inverse table asks the network: that of the level at which it starts.
 
@@ -251,8 +257,7 @@ def says_compiled(job: Job, compiled: bool) -> Job:
 
 def _sample_into(job: Job, todo: Sequence[int], network: SamplingNetwork, reporter: Reporter) -> int:
     """Make the pictures of ``todo``; how many there are now. On Ctrl-C, what was denoised is still written."""
-    model = job.run.model
-    sampler = make_sampler(job.run, network, job.device, job.dtype, (model.channels, *model.size), keeps_x0=False)
+    sampler = job_sampler(job, network, keeps_x0=False)
     writer = PictureWriter(job.folder, job.record)
     made = 0
 

@@ -155,12 +155,12 @@ def test_mistakes(ddim, tiny_model, args, text, tmp_path):
 def test_a_network_that_fails_is_named_by_its_seed(ddim, tiny_model, monkeypatch):
     from ddim_cli.experiments import trajectory as room
 
-    whole = room.make_sampler
+    whole = room.job_sampler
 
     def broken(*args):
         return replace(whole(*args), network=lambda x, i: x * float("nan"))
 
-    monkeypatch.setattr(room, "make_sampler", broken)
+    monkeypatch.setattr(room, "job_sampler", broken)
     result = ddim(*command(tiny_model))
     assert result.exit_code == 1
     assert "seed 0: the result is not finite" in result.stderr
