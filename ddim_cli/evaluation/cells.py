@@ -39,7 +39,7 @@ class Cells:
     cells: tuple[Cell, ...]
 
     def place(self, cell: Cell) -> dict[str, str]:
-        """Where a cell is on each axis: name -> label. Raises ValueError or IndexError for nowhere."""
+        """Where a cell is on each axis: name -> label."""
         return {name: labels[i] for (name, labels), i in zip(self.axes, cell.at, strict=True)}
 
 
@@ -50,13 +50,11 @@ def read_cells(folder: Path, count: int | None = None) -> Cells:
         UsageError: for a sweep.json that cannot be used, for a picture that is missing, and where no cell is finished.
     """
     manifest = read_sweep(folder)
+    axes = tuple((axis["name"], tuple(value["label"] for value in axis["values"])) for axis in manifest["axes"])
     try:
-        axes = tuple((axis["name"], tuple(value["label"] for value in axis["values"])) for axis in manifest["axes"])
         found = Cells(axes, tuple(_cell(folder, facts, count) for facts in manifest["cells"]))
-        for cell in found.cells:
-            found.place(cell)
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise UsageError(f"{folder / MANIFEST}: does not describe the cells of a sweep") from None
+    except (KeyError, AttributeError, ValueError):
+        raise UsageError(f"{folder / MANIFEST}: names no seeds of a cell; run the sweep again") from None
     if not any(cell.files for cell in found.cells):
         raise UsageError(f"{folder}: none of the sweep's cells is finished")
     return found

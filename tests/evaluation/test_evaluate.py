@@ -257,9 +257,9 @@ def test_a_sweep_is_scored_cell_by_cell(ddim, tiny_model, network, tmp_path):
     partly = json.loads(ddim("evaluate", "sweep", *options, "--json").stdout)
     assert [cell["score"] is None for cell in partly["cells"]] == [False, True, False, False]
     assert "3 cells, 1 not finished" in ddim("evaluate", "sweep", *options).stdout
-    manifest["cells"][0]["at"] = [0, 7]
+    manifest["cells"][0]["seeds"] = "no seeds"
     (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(manifest))
-    assert "does not describe the cells of a sweep" in ddim("evaluate", "sweep", *options).stderr
+    assert "sweep.json: names no seeds of a cell" in ddim("evaluate", "sweep", *options).stderr
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_sweep_is_scored_cell_by_cell(ddim, tiny_model, network, tmp_path):
         (["a", "--reference", "mnist", "--keep-reference", "x.txt"], "the name must end in .npz"),
         (["a", "--reference", "mnist", "--keep-reference", "b/x.npz"], "there is no folder b"),
         (["a", "--reference", "mnist", "--device", "cuda:99"], "device cuda:99: there is n"),
-        (["sweep", "--reference", "mnist"], "sweep/sweep.json: not the sweep.json of a sweep"),
+        (["sweep", "--reference", "mnist"], "sweep/sweep.json: is not a sweep.json of ddim"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(map(str, value)),
 )
