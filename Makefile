@@ -1,10 +1,11 @@
-# make sample: sixteen digits.  make test: the tests.  Both make .venv first, from the versions in constraints.txt.
+# make sample: sixteen digits.  make test: the tests, on two cores (WORKERS=N).  Both make .venv first, from the versions in constraints.txt.
 # make bench: the standard set; on a GPU for example with BATCH_SIZES=1,64,256 AGAINST=diffusers,diffusers+
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 BATCH_SIZES ?= 1,8
 AGAINST ?= diffusers
 
@@ -14,7 +15,7 @@ sample: $(STAMP)
 	$(BIN)/ddim sample --steps 50 --eta 0.0
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
