@@ -18,7 +18,8 @@ MOST_SHOWN = 10
 @console.handles_errors
 def report_page(
     folder: Annotated[
-        Path, typer.Argument(help="An output folder of sample, interpolate, trajectory or sweep.", metavar="DIR")
+        Path,
+        typer.Argument(help="The output folder of a command that makes pictures.", metavar="DIR"),
     ],
     out: Annotated[
         Path | None,

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -235,6 +236,17 @@ def test_large_seeds_and_subfolders(ddim, run_folder, tmp_path):
         [str(2**63 - 1), f"{(2**63 - 1) // 1000 * 1000}/{2**63 - 1}.png"],
     ]
     assert records(pictures)[2**63 - 1]["seed"] == 2**63 - 1
+
+
+def test_pictures_from_latents(ddim, tiny_model, tmp_path):
+    digit = Path(__file__).parents[1] / "data" / "digits" / "3.png"
+    assert ddim("invert", digit, "-m", tiny_model, "--steps", 2, "-o", "out").exit_code == 0
+    assert ddim("sample", "--latents", "out/3.latent.safetensors", "-o", "out").exit_code == 0
+    assert ddim("report", "out").exit_code == 0
+    [found] = Page(tmp_path / "out" / "report.html").data["sets"]
+    labels = [(source, label) for _, source, _, _, label in found["pictures"]]
+    assert labels == [("3.latent.png", "3.latent"), ("3.recon.png", "3.recon")]
+    assert records(found)[2] == json.loads((tmp_path / "out" / "3.recon.json").read_text())
 
 
 def test_frames_and_strips(ddim, tiny_model, tmp_path):

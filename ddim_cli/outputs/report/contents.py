@@ -190,16 +190,24 @@ def seed_sources(folder: OutputFolder) -> list[Source]:
 
 
 def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source]]]:
-    """Frames, and strips of either kind: the name of the set, what its numbers are, and its pictures."""
+    """Frames, strips of either kind, reconstructions and pictures from latents: the name of the set, what its numbers
+    are, and its pictures."""
     try:
         files = os.listdir(folder.path)
     except OSError:
         return
     frames = {int(m[1]): folder.path / file for file in files if (m := _FRAME.fullmatch(file))}
+    files_of_frames = {path.name for path in frames.values()}
     yield "frames", "frame", [Source(n, frames[n], frames[n].with_suffix(".json")) for n in sorted(frames)]
     for kind, name in _STRIPS.items():
         strips = {int(m[1]): folder.path / file for file in files if (m := _STRIP.fullmatch(file)) and m[2] == kind}
         yield f"trajectories, {name}", "seed", [Source(n, strips[n], None, name) for n in sorted(strips)]
+    named = [path for path in folder.unnumbered_pairs() if path.with_suffix(".png").name not in files_of_frames]
+    yield (
+        "pictures from latents",
+        "picture",
+        [Source(n, path.with_suffix(".png"), path, path.stem) for n, path in enumerate(named, start=1)],
+    )
 
 
 def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[PictureSet]:

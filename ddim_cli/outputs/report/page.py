@@ -99,7 +99,8 @@ def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total:
     if not sets:
         raise UsageError(
             f"{folder}: holds nothing to show; name a folder of ddim sample (000000.png ...), of ddim interpolate "
-            "(frame_000.png ...), of ddim trajectory (000000.x0.png ...), or of ddim sweep (sweep.json)"
+            "(frame_000.png ...), of ddim trajectory (000000.x0.png ...), of ddim invert (NAME.recon.png ...), or of "
+            "ddim sweep (sweep.json)"
         )
     return {
         "schema": SCHEMA,
