@@ -21,6 +21,7 @@ import typer
 
 from ddim_cli.cli.signals import interruptible
 from ddim_cli.errors import DdimError, InterruptedRunError, UsageError
+from ddim_cli.outputs.figures import speed_text
 from ddim_cli.sampling.torchrun import Ranks
 
 if TYPE_CHECKING:
@@ -191,15 +192,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def speed(rate: float) -> str:
-    return f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
-
-
-def measured(value: float) -> str:
-    """A distance with two decimals, as papers give it; a small one with three digits."""
-    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
-
-
 def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else ('es' if noun.endswith('h') else 's')}"
 
@@ -282,9 +274,9 @@ class RunProgress:
     def _fields(self, step: int) -> dict[str, str]:
         seconds, units = time.monotonic() - self._began, self._units(step)
         rate = ""
-        if units:
+        if units and seconds > 0:
             left = seconds / units * (self._steps_in_all() - units)
-            rate = f"{speed(units / self._steps / seconds)}, {duration(left)} left"
+            rate = f"{speed_text(units / self._steps / seconds)}, {duration(left)} left"
         images = f"{self._made}/{self._total} images"
         return {"images": images, "step": f"step {step}/{self._steps}", "rate": rate}
 
@@ -372,12 +364,12 @@ class PictureProgress(RunProgress):
         self.stopped()
         self.waiting(f"opening {what}")
         self._total = None
+        self._begin()
 
         def update(done: int, total: int) -> None:
             if self._total is None:
                 self._clear_status()
                 self._total, self._made, self._batch = total, 0, 0
-                self._begin()
                 say(f"{what}: {counted(total, 'picture')}")
                 if self._console.is_terminal:
                     self._start_bar()
@@ -430,7 +422,7 @@ class RanksProgress(RunProgress):
         seconds, made = time.monotonic() - self._began, self._there - self._at_start
         rate = ""
         if made and seconds > 0:
-            rate = f"{speed(made / seconds)}, {duration(seconds / made * (self._total - self._there))} left"
+            rate = f"{speed_text(made / seconds)}, {duration(seconds / made * (self._total - self._there))} left"
         return {"images": f"{self._there}/{self._total} images", "step": "", "rate": rate}
 
     def step(self, done: int = 0) -> None:
@@ -548,7 +540,7 @@ def show_summary(summary: Summary) -> None:
         "images": images if summary.made else f"nothing to do: all {summary.present:,} are there already"
     }
     if summary.made:
-        rows["time"] = f"{summary.seconds:.1f} s ({speed(summary.images_per_second)})"
+        rows["time"] = f"{summary.seconds:.1f} s ({speed_text(summary.images_per_second)})"
     if summary.left:
         rows["left"] = f"{counted(summary.left, 'image')} of the folder's plan, for other shards or runs"
     rows["folder"] = summary.folder

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import FLAGS, Json, LogFile, Verbose
+from ddim_cli.cli.options import FLAGS, ExtractorInput, Inception, Json, LogFile, Verbose
+from ddim_cli.outputs.figures import distance_text
 
 if TYPE_CHECKING:
     from ddim_cli.evaluation.cells import Cell, Cells
@@ -42,22 +43,8 @@ def evaluate(
             rich_help_panel="Features",
         ),
     ] = None,
-    extractor_input: Annotated[
-        Literal["unit", "signed", "bytes"],
-        typer.Option(
-            help="How that network takes pictures: float32 from 0 to 1, float32 from -1 to 1, or uint8.",
-            rich_help_panel="Features",
-        ),
-    ] = "unit",
-    inception: Annotated[
-        Path | None,
-        typer.Option(
-            help="Inception's weights, where they cannot be fetched: torch-fidelity's file.",
-            metavar="FILE",
-            show_default=False,
-            rich_help_panel="Features",
-        ),
-    ] = None,
+    extractor_input: ExtractorInput = None,
+    inception: Inception = None,
     num_images: Annotated[
         int | None,
         typer.Option(
@@ -114,7 +101,7 @@ def evaluate(
             device or "auto",
             batch_size,
             inception=inception,
-            values=extractor_input,
+            values=extractor_input or "unit",
             seed=seed,
             on_image=looking_at(f"reference {reference}"),
         )
@@ -165,13 +152,15 @@ def check_keep(path: Path | None) -> None:
         raise UsageError(f"--keep-reference {path}: the name must end in .npz")
     if not path.parent.is_dir():
         raise UsageError(f"--keep-reference {path}: there is no folder {path.parent}")
+    if path.exists():
+        raise UsageError(f"--keep-reference {path}: is there already; choose another name, or delete it")
 
 
 def kernel_text(score: Score) -> str:
     kid = score.kid
     if kid is None:
         return ""
-    return f"{console.measured(kid.mean)} +- {console.measured(kid.std)} ({kid.subsets} subsets of {kid.subset_size:,})"
+    return f"{distance_text(kid.mean)} +- {distance_text(kid.std)} ({kid.subsets} subsets of {kid.subset_size:,})"
 
 
 def _common(score: Score) -> dict[str, Any]:
@@ -189,7 +178,7 @@ def show_score(pictures: Path, score: Score, quiet: bool) -> None:
     if quiet:
         typer.echo(repr(score.value))
         return
-    rows: dict[str, Any] = {score.label: console.measured(score.value)}
+    rows: dict[str, Any] = {score.label: distance_text(score.value)}
     if score.kid is not None:
         rows[score.kid_label] = kernel_text(score)
     rows |= {"pictures": f"{pictures} ({console.counted(score.images, 'picture')})", **_common(score)}
@@ -221,14 +210,14 @@ def show_cells(folder: Path, cells: Cells, scored: Scored, quiet: bool) -> None:
         {
             **cells.place(cell),
             "images": f"{score.images:,}" if score is not None else "",
-            "distance": console.measured(score.value) if score is not None else "not finished",
+            "distance": distance_text(score.value) if score is not None else "not finished",
             "kernel distance": kernel_text(score) if score is not None else "",
         }
         for cell, score in scored
     ]
     console.show_columns(rows, words=len(cells.axes))
     if len(cells.axes) == 2:
-        texts = {cell.at: console.measured(score.value) for cell, score in scored if score is not None}
+        texts = {cell.at: distance_text(score.value) for cell, score in scored if score is not None}
         console.show_columns(console.crossed(*cells.axes, texts), f"{first.label}, lower is better")
     if quiet:
         return

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import PICTURE, Gif, Json, Layers, LogFile, Overwrite, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import (
+    PICTURE,
+    Gif,
+    Json,
+    Layers,
+    LogFile,
+    Overwrite,
+    Quiet,
+    Verbose,
+    plan_layer,
+    with_settings,
+)
 
 if TYPE_CHECKING:
-    from ddim_cli.config.layers import Layer
     from ddim_cli.experiments.between import Between
     from ddim_cli.experiments.interpolate import Interpolated
 
@@ -72,7 +82,7 @@ def interpolate(
     from ddim_cli.sampling.resolve import resolve
 
     plan = Between.parse(between, frames, square)
-    run = resolve([*layers, plan_layer(plan)])
+    run = resolve([*layers, plan_layer(len(plan), "--frames")])
     check_deterministic(run, WHY_ETA_0)
     class_of(run, plan.seeds)
     for warning in run.warnings:
@@ -86,14 +96,6 @@ def interpolate(
         console.print_json(as_json(found, plan))
     elif not quiet:
         show_interpolated(found)
-
-
-def plan_layer(plan: Between) -> Layer:
-    """As many images as there are frames: the batch size, where it is auto, is chosen from that."""
-    from ddim_cli.config.layers import Layer
-
-    values = {"sampling.seed": 0, "sampling.num_images": len(plan)}
-    return Layer(values, dict.fromkeys(values, "--frames"))
 
 
 def as_json(found: Interpolated, plan: Between) -> dict[str, Any]:

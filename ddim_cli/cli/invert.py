@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import PICTURE, Json, Layers, LogFile, Overwrite, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import PICTURE, Json, Layers, LogFile, Overwrite, Quiet, Verbose, plan_layer, with_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ def invert(
     from ddim_cli.experiments.rules import check_deterministic, one_class
 
     files = find_pictures(pictures)
-    run, turned_off = resolve_inversion([*layers, plan_layer(len(files))])
+    run, turned_off = resolve_inversion([*layers, plan_layer(len(files), "IMAGE")])
     check_deterministic(run, WHY_ETA_0)
     one_class(run)
     for warning in run.warnings:
@@ -82,14 +82,6 @@ def invert(
         console.print_json(as_json(found, run, turned_off))
     elif not quiet:
         show_inverted(found)
-
-
-def plan_layer(count: int) -> Layer:
-    """As many images as there are pictures: the batch size, where it is auto, is chosen from that."""
-    from ddim_cli.config.layers import Layer
-
-    values = {"sampling.seed": 0, "sampling.num_images": count}
-    return Layer(values, dict.fromkeys(values, "IMAGE"))
 
 
 def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:

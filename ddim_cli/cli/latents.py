@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddim_cli.cli import console
+from ddim_cli.cli.options import plan_layer
 from ddim_cli.cli.show import show_pictures
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def sample_latents(
     start.check_no_seeds(layers)
     files = start.find_latents(paths)
     starts = start.starts_of(files)
-    run = resolve([start.inside_layer(files, layers), *layers, plan_layer(len(starts))])
+    run = resolve([start.inside_layer(files, layers), *layers, plan_layer(len(starts), "--latents")])
     check_deterministic(run, start.WHY_ETA_0)
     one_class(run)
     start.check_shapes(files, run)
@@ -73,14 +74,6 @@ def sample_latents(
         console.print_json(summary.as_json())
     elif not quiet:
         console.show_summary(summary)
-
-
-def plan_layer(count: int) -> Layer:
-    """As many images as there are latents: the batch size, where it is auto, is chosen from that."""
-    from ddim_cli.config.layers import Layer
-
-    values = {"sampling.seed": 0, "sampling.num_images": count}
-    return Layer(values, dict.fromkeys(values, "--latents"))
 
 
 def show_plan(job: Job, starts: Sequence[Start], todo: Sequence[int], json: bool) -> None:

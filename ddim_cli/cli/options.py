@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -206,6 +206,23 @@ Overwrite = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel="Output")]
 Gif = Annotated[bool, typer.Option("--gif", help="Write an animation too.", rich_help_panel="Output")]
+ExtractorInput = Annotated[
+    Literal["unit", "signed", "bytes"] | None,
+    typer.Option(
+        help="How that network takes pictures: float32 from 0 to 1, float32 from -1 to 1, or uint8 \\[unit].",
+        show_default=False,
+        rich_help_panel="Features",
+    ),
+]
+Inception = Annotated[
+    Path | None,
+    typer.Option(
+        help="Inception's weights, where they cannot be fetched: torch-fidelity's file.",
+        metavar="FILE",
+        show_default=False,
+        rich_help_panel="Features",
+    ),
+]
 # What `with_settings` hands to a command: settings, lowest first.
 Layers = list["Layer"]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel="Console")]
@@ -247,6 +264,14 @@ def build_layers(config: list[Path] | None, assignments: list[str] | None, flags
     from ddim_cli.config.layers import parse_set, read_file
 
     return [*map(read_file, config or []), parse_set(assignments or []), _flags_layer(flags)]
+
+
+def plan_layer(count: int, origin: str) -> Layer:
+    """A plan of as many images as there are pictures of no seed; the batch size, where it is auto, comes from it."""
+    from ddim_cli.config.layers import Layer
+
+    values = {"sampling.seed": 0, "sampling.num_images": count}
+    return Layer(values, dict.fromkeys(values, origin))
 
 
 def build_schedules(

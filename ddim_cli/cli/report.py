@@ -37,7 +37,7 @@ def report_page(
 
     \b
     ddim report outputs/smoke
-    ddim report outputs/table1 --embed -o table1.html
+    ddim report table1 --embed -o table1.html
 
     Write DIR/report.html, a page to look at: the pictures, how each was made, and the cells of a sweep side by side.
 

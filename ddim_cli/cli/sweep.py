@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import DryRun, Json, Layers, LogFile, Overwrite, Part, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import (
+    DryRun,
+    ExtractorInput,
+    Inception,
+    Json,
+    Layers,
+    LogFile,
+    Overwrite,
+    Part,
+    Quiet,
+    Verbose,
+    with_settings,
+)
+from ddim_cli.outputs.figures import distance_text
 
 if TYPE_CHECKING:
     from ddim_cli.evaluation.score import Judge
@@ -45,9 +58,11 @@ def sweep(
             help="The network whose features are compared [what the reference is of].",
             metavar="FILE|NAME",
             show_default=False,
-            rich_help_panel="Sweep",
+            rich_help_panel="Features",
         ),
     ] = None,
+    extractor_input: ExtractorInput = None,
+    inception: Inception = None,
     shard: Part = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -72,9 +87,13 @@ def sweep(
     where all is done.
     """
     from ddim_cli.config.sweep import parse_sweep
+    from ddim_cli.errors import UsageError
     from ddim_cli.experiments.cells import resolve_cells
     from ddim_cli.sampling.plan import Shard
+    from ddim_cli.sampling.torchrun import Ranks
 
+    if Ranks.of() is not None:
+        raise UsageError("sweep runs in one process; without torchrun, --shard I/N makes a part of every cell")
     part = Shard.parse(shard) if shard is not None else Shard()
     wanted = parse_sweep(layers, axis or ())
     cells, warnings = resolve_cells(layers, wanted)
@@ -85,7 +104,14 @@ def sweep(
         from ddim_cli.sampling.run import pending
 
         plan = make_plan(wanted, cells, part)
-        scorer = open_scorer(plan, reference or wanted.reference, extractor or wanted.extractor, progress)
+        given = {
+            "reference": reference,
+            "extractor": extractor,
+            "extractor_input": extractor_input,
+            "inception": inception,
+        }
+        asked = {**wanted.scoring, **{name: value for name, value in given.items() if value is not None}}
+        scorer = open_scorer(plan, asked, progress)
         if dry_run:
             todo = [len(pending(own.job, overwrite)) for own in plan.cells]
         else:
@@ -102,22 +128,27 @@ def sweep(
         show_swept(found)
 
 
-def open_scorer(
-    plan: Plan, reference: str | None, extractor: str | None, progress: console.RunProgress | None
-) -> Scorer | None:
+def open_scorer(plan: Plan, asked: Mapping[str, str], progress: console.RunProgress | None) -> Scorer | None:
     """What scores a cell's pictures, None without a reference. Before any is made: what it needs may be missing."""
     from ddim_cli.errors import UsageError
 
-    if reference is None:
-        if extractor is not None:
-            raise UsageError("an extractor without a reference scores nothing; name one with --reference")
+    if "reference" not in asked:
+        if asked:
+            raise UsageError(f"{min(asked)} without a reference scores nothing; name one with --reference")
         return None
     from ddim_cli.evaluation.score import Judge
 
     if progress is not None:
-        progress.waiting(f"reading the reference {reference}")
+        progress.waiting(f"reading the reference {asked['reference']}")
     job = plan.cells[0].job
-    return JudgeScorer(Judge.open(reference, extractor, job.device))
+    judge = Judge.open(
+        asked["reference"],
+        asked.get("extractor"),
+        job.device,
+        inception=Path(asked["inception"]) if "inception" in asked else None,
+        values=asked.get("extractor_input", "unit"),
+    )
+    return JudgeScorer(judge)
 
 
 @dataclass(frozen=True)
@@ -236,7 +267,7 @@ def _figures(result: CellResult, score: Any) -> dict[str, str]:
 
 
 def _score(result: CellResult) -> str:
-    return console.measured(result.score["value"]) if result.score is not None else ""
+    return distance_text(result.score["value"]) if result.score is not None else ""
 
 
 def _matrix(found: Swept) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ddim_cli.config.layers import Layer, list_values, nearest, validate_layer
@@ -15,7 +15,7 @@ from ddim_cli.config.write import toml_value
 from ddim_cli.errors import ConfigError
 
 # Keys of [sweep] that are no axes.
-SCORING = ("reference", "extractor")
+SCORING = ("reference", "extractor", "extractor_input", "inception")
 # For editors: [sweep] in JSON Schema.
 JSON_SCHEMA = {
     "description": "Axes of ddim sweep: any key, with a list of values, or a name with a list of tables of keys.",
@@ -23,6 +23,8 @@ JSON_SCHEMA = {
     "properties": {
         "reference": {"type": "string", "description": "score every cell against this, as ddim evaluate does"},
         "extractor": {"type": "string", "description": "the network whose features are compared"},
+        "extractor_input": {"enum": ["unit", "signed", "bytes"], "description": "how it takes pictures"},
+        "inception": {"type": "string", "description": "the file of Inception's weights"},
         "override": {
             "type": "array",
             "items": {
@@ -74,11 +76,12 @@ class Override:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its place on each axis, in words, and what it sets, lowest first."""
+    """One cell: its place on each axis, in words, and what axes and overrides set there, lowest first."""
 
     at: tuple[int, ...]
     titles: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    axis_layers: tuple[Layer, ...]
+    override_layers: tuple[Layer, ...] = ()
 
     @property
     def title(self) -> str:
@@ -87,17 +90,17 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """Dotted key -> value of all that the cell sets."""
-        return {key: value for layer in self.layers for key, value in layer.values.items()}
+        layers = (*self.axis_layers, *self.override_layers)
+        return {key: value for layer in layers for key, value in layer.values.items()}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """``reference`` and ``extractor`` are those of ``ddim evaluate``, None where cells are not scored."""
+    """``scoring`` has what was said of reference, extractor and the like, which are as in ``ddim evaluate``."""
 
     axes: tuple[Axis, ...]
     overrides: tuple[Override, ...] = ()
-    reference: str | None = None
-    extractor: str | None = None
+    scoring: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.cells())
@@ -107,11 +110,10 @@ class Sweep:
         found = []
         for at in itertools.product(*(range(len(axis.values)) for axis in self.axes)):
             values = [axis.values[i] for axis, i in zip(self.axes, at, strict=True)]
-            layers = [value.layer for value in values]
-            settings = {key: v for layer in layers for key, v in layer.values.items()}
-            layers += [override.layer for override in self.overrides if override.holds(settings)]
             titles = tuple(axis.title(value) for axis, value in zip(self.axes, values, strict=True))
-            found.append(Cell(at, titles, tuple(layers)))
+            cell = Cell(at, titles, tuple(value.layer for value in values))
+            held = tuple(override.layer for override in self.overrides if override.holds(cell.settings))
+            found.append(replace(cell, override_layers=held))
         return found
 
 
@@ -283,7 +285,7 @@ def parse_sweep(layers: Sequence[Layer], axes: Sequence[str] = ()) -> Sweep:
         raise ConfigError("a sweep needs an axis: --axis steps=10,20,50, or a [sweep] table in a config")
     _check_axes(tuple(found.values()), "the sweep")
     made = tuple(_make_override(table, known, origin) for table, origin in overrides)
-    return Sweep(tuple(found.values()), made, **scoring)
+    return Sweep(tuple(found.values()), made, scoring)
 
 
 def without_sweep(layers: Iterable[Layer]) -> list[Layer]:

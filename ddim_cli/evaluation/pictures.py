@@ -79,7 +79,7 @@ class PictureArray:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """uint8 [H, W, C], C = 1 or 3: palettes are resolved, and transparency is left out. Raises UsageError."""
+    """uint8 [H, W, C], C = 1 or 3: palettes are resolved, alpha and orientation left out. Raises UsageError."""
     try:
         with Image.open(path) as image:
             if image.mode in _DEEP:

@@ -6,6 +6,7 @@ judge.score(paths).value
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,11 @@ class Summary:
     features: np.ndarray | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def sha256(self) -> str:
+        """Of the Gaussian's mean and covariance: other pictures have another."""
+        return hashlib.sha256(self.gaussian.mean.tobytes() + self.gaussian.covariance.tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Score:
@@ -61,6 +67,7 @@ class Score:
     features: int
     reference: str
     reference_images: int | None
+    reference_sha256: str
     warning: str | None
 
     @property
@@ -79,16 +86,16 @@ class Score:
             "value": self.value,
             "kid": None if self.kid is None else self.kid._asdict(),
             "images": self.images,
-            **_facts(self.extractor, self.features, self.reference, self.reference_images),
+            **_facts(self.extractor, self.features, self.reference, self.reference_images, self.reference_sha256),
             "warning": self.warning,
         }
 
 
-def _facts(extractor: Extractor, features: int, reference: str, images: int | None) -> dict[str, Any]:
+def _facts(extractor: Extractor, features: int, reference: str, images: int | None, sha256: str) -> dict[str, Any]:
     """What a score is of, beside the pictures."""
     return {
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "features": features},
-        "reference": {"source": reference, "images": images},
+        "reference": {"source": reference, "images": images, "sha256": sha256},
     }
 
 
@@ -174,6 +181,7 @@ class Judge:
             len(mine.mean),
             self.source,
             theirs.count,
+            self.reference.sha256,
             self._warning(found),
         )
 
@@ -181,7 +189,7 @@ class Judge:
     def facts(self) -> dict[str, Any]:
         """What every score of this judge says of the extractor and the reference."""
         gaussian = self.reference.gaussian
-        return _facts(self.extractor, len(gaussian.mean), self.source, gaussian.count)
+        return _facts(self.extractor, len(gaussian.mean), self.source, gaussian.count, self.reference.sha256)
 
     def keep_reference(self, path: Path) -> None:
         """Write the reference's statistics, which `open` takes in its place. Raises OSError naming ``path``."""
@@ -237,7 +245,8 @@ def _read(path: Path, extractor: Extractor) -> Summary:
             f"{path}: was made with another extractor (sha256 {found.extractor[:12]}...) than {extractor.name} "
             f"({(extractor.sha256 or 'unknown')[:12]}...)"
         )
-    return Summary(found.gaussian, found.features)
+    unknown = "statistics that do not say whose features they are of" if found.extractor is None else None
+    return Summary(found.gaussian, found.features, (unknown,) if unknown else ())
 
 
 @torch.inference_mode()

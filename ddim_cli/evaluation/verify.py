@@ -16,6 +16,7 @@ from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
 from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
 from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, of_the_picture
+from ddim_cli.outputs.sweep import is_sweep
 
 
 class Problem(NamedTuple):
@@ -47,6 +48,8 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
     folder = OutputFolder(path)
     if not path.is_dir():
         raise UsageError(f"{path}: there is no such folder" if not path.exists() else f"{path}: is not a folder")
+    if is_sweep(path):
+        raise UsageError(f"{path}: is the folder of a sweep; name the folder of one of its cells")
     sidecars, pictures = folder.numbered("json"), folder.numbered("png")
     unnumbered = list(folder.unnumbered_pairs())
     if not folder.manifest.exists() and not sidecars and not pictures and not unnumbered:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ddim_cli.config.layers import Layer
+from ddim_cli.config.layers import Layer, merge
 from ddim_cli.config.sweep import Cell, Sweep, without_sweep
 from ddim_cli.errors import ConfigError
 from ddim_cli.models.describe import describe_model
 from ddim_cli.sampling.resolve import Run, resolve
 
-# Of a folder's name, with room for what other programs add.
+# Of a folder's name in bytes, with room for what other programs add.
 LONGEST_NAME = 120
 
 
@@ -31,14 +33,18 @@ class CellRun:
 
 
 def _names(cells: Sequence[Cell]) -> Iterator[str]:
-    """A folder name a cell, of its titles: ``steps=10,eta=0.5``; no two are equal, also where case does not count."""
-    taken: set[str] = set()
-    for number, cell in enumerate(cells):
+    """A folder name a cell, of its titles: ``steps=10,eta=0.5``; no two are equal, also where case does not count.
+
+    One that would be too long, or another's, ends in a hash of the cell's settings.
+    """
+    taken = {"sweep.json", "sweep.png", "run.json", "report.html"}
+    for cell in cells:
         text = ",".join(re.sub(r"[^\w.=+#-]+", "-", title).strip("-.") or "cell" for title in cell.titles)
-        name = text[:LONGEST_NAME]
-        if name.lower() in taken:
-            name = f"{name}-{number}"
-        taken.add(name.lower())
+        name = text
+        if len(text.encode()) > LONGEST_NAME or name.casefold() in taken:
+            digest = hashlib.sha256(json.dumps([cell.titles, cell.settings], sort_keys=True).encode()).hexdigest()[:8]
+            name = f"{text.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+        taken.add(name.casefold())
         yield name
 
 
@@ -49,6 +55,27 @@ def _check_flags(layers: Sequence[Layer], sweep: Sweep) -> None:
         for key in layer.values:
             if key in swept and layer.origins[key].startswith("--"):
                 raise ConfigError(f"{layer.origins[key]}: {key} is on an axis of the sweep; leave it out")
+
+
+def _cell_layers(layers: Sequence[Layer], cell: Cell) -> list[Layer]:
+    """The layers of a cell, lowest first: a flag wins over an override, which is of a file.
+
+    An override's ``num_images`` is the first so many of the seeds there are, and no more than a flag asks for.
+    """
+    flags = {key: layer.values[key] for layer in layers for key in layer.values if layer.origins[key].startswith("--")}
+    below = [*layers, *cell.axis_layers]
+    for override in cell.override_layers:
+        values = {key: value for key, value in override.values.items() if key not in flags}
+        count = override.values.get("sampling.num_images")
+        if count is not None and not {"sampling.seed", "sampling.seeds"} & override.values.keys():
+            plan = merge(below).config
+            if plan.sampling.seeds is not None:
+                values.pop("sampling.num_images", None)
+                values["sampling.seeds"] = list(plan.seeds()[:count])
+            else:
+                values["sampling.num_images"] = min(count, flags.get("sampling.num_images", count))
+        below.append(Layer(values, dict.fromkeys(values, next(iter(override.origins.values())))))
+    return below
 
 
 def _check_prefixes(cells: Sequence[CellRun]) -> None:
@@ -78,7 +105,7 @@ def resolve_cells(
     cells, found = sweep.cells(), []
     for cell, name in zip(cells, _names(cells), strict=True):
         try:
-            found.append(CellRun(cell, resolve([*layers, *cell.layers], describe=describe), name))
+            found.append(CellRun(cell, resolve(_cell_layers(layers, cell), describe=describe), name))
         except ConfigError as error:
             raise ConfigError(*(f"cell {cell.title}: {problem}" for problem in error.problems)) from None
     _check_prefixes(found)

@@ -45,7 +45,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     In a folder sheets and strips of this tool are left out, and reconstructions.
 
     Raises:
-        UsageError: for a path that is not there, a folder without pictures, or two pictures of one name.
+        UsageError: for a path that is not there, a folder without pictures, two pictures of one name, or a name that
+            cannot be written down.
     """
     found: list[Path] = []
     for path in paths:
@@ -62,6 +63,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found = list({path.resolve(): path for path in reversed(found)}.values())[::-1]
     names: dict[str, Path] = {}
     for path in found:
+        if not str(path).isprintable() and str(path).encode("utf-8", "replace").decode() != str(path):
+            raise UsageError(f"{str(path).encode('utf-8', 'replace').decode()}: its name is no UTF-8 text; rename it")
         # Some file systems take a.png and A.png for one.
         other = names.setdefault(path.stem.casefold(), path)
         if other is not path:

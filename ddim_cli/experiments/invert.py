@@ -70,8 +70,25 @@ def reconstruction_path(job: Job, picture: Input) -> Path:
     return job.folder.path / f"{picture.name}.recon.png"
 
 
+def sheet_path(job: Job) -> Path:
+    return job.folder.path / "inverted.png"
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        text = text_inside(path)
+    except UsageError:
+        return False
+    return isinstance(text, Mapping) and text.get("schema") == STRIP_SCHEMA and "inverted" in text.get("strip", {})
+
+
 def check_outputs(job: Job, pictures: Sequence[Input]) -> None:
-    """UsageError if a picture lies where the reconstruction of another is to be written."""
+    """UsageError if a picture lies where the reconstruction of another, or the sheet, is to be written."""
+    sheet = sheet_path(job)
+    if sheet.exists() and not _is_sheet(sheet):
+        raise UsageError(
+            f"{sheet}: is no sheet of ddim invert, and would be replaced; choose another folder with --out"
+        )
     written = {reconstruction_path(job, p).resolve(): p for p in pictures}
     for picture in pictures:
         other = written.get(picture.path.resolve())
@@ -168,7 +185,7 @@ def execute(job: Job, pictures: Sequence[Input], reporter: Reporter | None = Non
                 _invert(job, some, up, down, reporter)
                 reporter.batch(len(some))
     seconds = time.perf_counter() - started
-    sheet = job.folder.path / "inverted.png"
+    sheet = sheet_path(job)
     found = tuple(_found(job, picture) for picture in pictures)
     with ending_well(job, reporter):
         if todo or not _is_shown(job, found, sheet):

@@ -16,6 +16,7 @@ from ddim_cli.errors import InterruptedRunError, RunError, UsageError
 from ddim_cli.experiments.cells import CellRun
 from ddim_cli.models.load import SamplingNetwork, load_sampling_network
 from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
+from ddim_cli.outputs.figures import distance_text
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import identity_hash, utc_now
@@ -187,11 +188,15 @@ def _describe(own: SweepCell) -> dict[str, Any]:
     }
 
 
-def manifest(plan: Plan, results: Sequence[CellResult], created: str, done: Sequence[SweepCell] = ()) -> dict[str, Any]:
-    """sweep.json. Of the cells that have no result yet, those of ``done`` were finished before."""
+def manifest(
+    plan: Plan, results: Sequence[CellResult], created: str, done: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """sweep.json. Cells without a result yet were finished before if ``done`` has what is known of them, by name."""
     sweep = plan.sweep
     first = plan.cells[0].job
-    waiting = [{**_describe(own), "finished": own in done} for own in plan.cells[len(results) :]]
+    waiting = [
+        {**_describe(own), "finished": own.name in done, **done.get(own.name, {})} for own in plan.cells[len(results) :]
+    ]
     return {
         "schema": SWEEP_SCHEMA,
         "created": created,
@@ -222,6 +227,18 @@ def _rate(folder: OutputFolder, summary: Summary) -> float | None:
     return totals.get("images_per_second") if isinstance(totals, Mapping) else None
 
 
+def _left(own: SweepCell) -> int:
+    """How many images of the cell are not there yet, whoever is to make them."""
+    return len(own.job.folder.missing(own.job.run.config.seeds(), own.job.identity))
+
+
+def _known(before: Mapping[str, Any], own: SweepCell) -> dict[str, Any]:
+    """What sweep.json had of a cell with these seeds: speed and score."""
+    seeds = format_seeds(own.job.run.config.seeds())
+    same = [cell for cell in before.get("cells", ()) if cell["folder"] == own.name and cell.get("seeds") == seeds]
+    return {key: same[0][key] for key in ("images_per_second", "score") if key in same[0]} if same else {}
+
+
 def _score(result: CellResult, scorer: Scorer) -> Score:
     folder, seeds = result.own.job.folder, result.own.job.run.config.seeds()
     return scorer([folder.picture(seed) for seed in seeds])
@@ -229,11 +246,8 @@ def _score(result: CellResult, scorer: Scorer) -> Score:
 
 def _kept_score(before: Mapping[str, Any], result: CellResult, scorer: Scorer | None) -> Score | None:
     """The score that sweep.json had for the same pictures, by the extractor and reference of ``scorer``, or any."""
-    if result.summary.made:
-        return None
-    same = [cell for cell in before.get("cells", ()) if cell["folder"] == result.own.name]
-    score = same[0].get("score") if same else None
-    if not isinstance(score, Mapping) or same[0].get("seeds") != format_seeds(result.own.job.run.config.seeds()):
+    score = _known(before, result.own).get("score")
+    if result.summary.made or result.summary.left or not isinstance(score, Mapping):
         return None
     asked = scorer.facts if scorer is not None else {}
     return score if all(score.get(key) == value for key, value in asked.items()) else None
@@ -256,13 +270,14 @@ def execute(
     before = read_sweep(plan.folder) if is_sweep(plan.folder) and not overwrite else {}
     ahead = [len(pending(own.job, overwrite)) for own in plan.cells]
     todo = {i: (own.job, count) for i, (own, count) in enumerate(zip(plan.cells, ahead, strict=True)) if count}
+    busy = {plan.cells[i].name for i in todo}
     OutputFolder(plan.folder).create()
     remove_leftovers(plan.folder)
     created = before.get("created") or utc_now()
     fsync = plan.cells[0].job.folder.fsync
     reporter.sweeping(sum(count * len(job.run.timesteps) for job, count in todo.values()), len(plan.cells))
     networks = _Networks(todo)
-    done = [own for own, count in zip(plan.cells, ahead, strict=True) if not count]
+    done = {own.name: _known(before, own) for own in plan.cells if own.name not in busy and not _left(own)}
     results: list[CellResult] = []
 
     def write() -> None:
@@ -278,6 +293,13 @@ def execute(
             results.append(replace(result, score=_kept_score(before, result, scorer)))
             if summary.made:
                 write()
+        # Other shards may have finished a cell since this one left it; the last of them to look finds all finished.
+        for number, result in enumerate(results):
+            if result.summary.left:
+                summary = replace(result.summary, left=_left(result.own))
+                results[number] = replace(
+                    result, summary=summary, images_per_second=_rate(result.own.job.folder, summary)
+                )
         for number, result in enumerate(results):
             if scorer is not None and result.score is None and not result.summary.left:
                 reporter.closing(f"scoring {result.own.cell.title}, {number + 1} of {len(results)}")
@@ -330,7 +352,7 @@ def draw(plan: Plan, results: Sequence[CellResult]) -> Image.Image:
     def block(at: tuple[int, ...]) -> Block:
         result = by_place[at]
         folder, seeds = result.own.job.folder, result.own.job.run.config.seeds()[:shown]
-        note = f"{result.score['value']:.3g}" if result.score is not None else ""
+        note = distance_text(result.score["value"]) if result.score is not None else ""
         return Block([read_own(folder.picture(seed)) for seed in seeds], note)
 
     panels = []

@@ -1,9 +1,11 @@
 """[sweep] and --axis: axes, cells, overrides, and what is refused."""
 
+import re
+
 import pytest
 import tomli
 
-from ddim_cli.config.layers import read_file, table_layer
+from ddim_cli.config.layers import flags_layer, read_file, table_layer
 from ddim_cli.config.sweep import parse_sweep
 from ddim_cli.errors import ConfigError
 from ddim_cli.experiments.cells import resolve_cells
@@ -146,7 +148,31 @@ def test_folder_names_are_safe_and_differ(tiny_model):
     names = [own.name for own in cells]
     assert names == ["a-..-b", "A-...-b", "steps=5"]
     cells, _ = cells_of(tiny_model, "[sweep]\nv = [{ label = 'a b', steps = 3 }, { label = 'A/b', steps = 4 }]")
-    assert [own.name for own in cells] == ["a-b", "A-b-1"]
+    first, second = [own.name for own in cells]
+    assert first == "a-b"
+    assert re.fullmatch("A-b-[0-9a-f]{8}", second)
+    cells, _ = cells_of(
+        tiny_model, f"[sweep]\nv = [{{ label = 'run.json', steps = 3 }}, {{ label = '{'字' * 110}', steps = 4 }}]"
+    )
+    assert all(len(own.name.encode()) < 140 and own.name != "run.json" for own in cells)
+
+
+def test_an_override_takes_the_first_of_the_seeds_there_are(tiny_model):
+    text = """
+        [sweep]
+        steps = [3, 4]
+        [[sweep.override]]
+        when = { steps = 4 }
+        set = { num_images = 2, scheduler.timestep_spacing = "trailing" }
+        """
+    given = {"sampling.seeds": ("--seeds", "9-12"), "scheduler.timestep_spacing": ("--spacing", "linspace")}
+    flags = flags_layer(given)
+    cells, _ = cells_of(tiny_model, text, flags)
+    assert [own.seeds for own in cells] == [(9, 10, 11, 12), (9, 10)]
+    # A flag wins over a file's override.
+    assert {own.run.config.scheduler.timestep_spacing for own in cells} == {"linspace"}
+    cells, _ = cells_of(tiny_model, text, flags_layer({"sampling.num_images": ("--num-images", 1)}))
+    assert [own.seeds for own in cells] == [(0,), (0,)]
 
 
 def test_the_same_seeds_or_the_first_of_them(tiny_model):

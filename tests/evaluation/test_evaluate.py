@@ -204,6 +204,7 @@ def test_the_command_line_scores_a_folder_and_its_array_alike(ddim, tiny_model, 
     assert found[0]["metric"] == "Frechet distance"
     assert found[0]["label"] == "Frechet distance (colours.pt)"
     assert found[0]["extractor"]["name"] == "colours.pt"
+    assert len(found[0]["reference"].pop("sha256")) == 64
     assert found[0]["reference"] == {"source": "reference", "images": 12}
     assert found[0]["kid"]["subset_size"] == 3
     assert "few pictures for 12 features (6 pictures and 12 in the reference; 120 would do)" in found[0]["warning"]
@@ -279,6 +280,7 @@ def test_a_sweep_is_scored_cell_by_cell(ddim, tiny_model, network, tmp_path):
         (["a", "--reference", "a", "--inception", "x.pth"], "--inception x.pth: there is no such file"),
         (["a", "--reference", "mnist", "--keep-reference", "x.txt"], "the name must end in .npz"),
         (["a", "--reference", "mnist", "--keep-reference", "b/x.npz"], "there is no folder b"),
+        (["a", "--reference", "mnist", "--keep-reference", "there.npz"], "there.npz: is there already"),
         (["a", "--reference", "mnist", "--device", "cuda:99"], "device cuda:99: there is n"),
         (["sweep", "--reference", "mnist"], "sweep/sweep.json: is not a sweep.json of ddim"),
     ],
@@ -286,6 +288,7 @@ def test_a_sweep_is_scored_cell_by_cell(ddim, tiny_model, network, tmp_path):
 )
 def test_what_cannot_be_scored_is_said_in_a_sentence(ddim, tmp_path, args, message):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "there.npz").write_bytes(b"mine")
     save(tmp_path / "a", noise(3, 32, 32))
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     save(tmp_path / "one", noise(1, 32, 32))

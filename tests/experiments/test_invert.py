@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -306,6 +307,24 @@ def test_a_reconstruction_never_replaces_a_picture_that_is_inverted(ddim, tiny_m
     # Beside its pictures it is welcome; of a folder, what came of it before is left out.
     assert ddim(*command(tiny_model, "--overwrite", out="pictures", steps=2)).exit_code == 0
     assert json.loads(ddim(*command(tiny_model, "--json", out="pictures", steps=2)).stdout)["present"] == 5
+
+
+def test_the_sheet_never_replaces_a_picture(ddim, tiny_model, pictures):
+    draw(pictures / "inverted.png", 5)
+    before = (pictures / "inverted.png").read_bytes()
+    for given in ("pictures/inverted.png", "pictures/a.png"):
+        result = ddim("invert", "-m", tiny_model, given, "--steps", 2, "-o", "pictures")
+        assert result.exit_code == 2
+        assert "pictures/inverted.png: is no sheet of ddim invert" in result.stderr
+        assert (pictures / "inverted.png").read_bytes() == before
+
+
+def test_a_name_that_is_no_text_is_refused(ddim, tiny_model, pictures):
+    odd = os.fsencode(pictures) + b"/\xff.png"
+    os.link(pictures / "a.png", odd)
+    result = ddim("invert", "-m", tiny_model, "pictures", "--steps", 2, "-o", "out")
+    assert result.exit_code == 2
+    assert "its name is no UTF-8 text" in result.stderr
 
 
 def test_the_default_folder(ddim, tiny_model, pictures):

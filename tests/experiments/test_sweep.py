@@ -105,6 +105,34 @@ def test_shards_need_no_meeting_point(ddim, config, tmp_path):
     assert (tmp_path / "out" / "sweep.png").exists()
 
 
+def test_a_shard_that_ends_last_finds_what_the_other_finished(ddim, config, tmp_path, monkeypatch):
+    """The other shard runs whole between this one's first and second cell."""
+    from ddim_cli.experiments import sweep as room
+
+    whole, calls = room.execute_job, []
+
+    def execute(job, *args, **more):
+        calls.append(job)
+        if len(calls) == 2:
+            assert ddim("sweep", "-c", config, "-o", "out", "--shard", "1/2", "-q").exit_code == 0
+        return whole(job, *args, **more)
+
+    monkeypatch.setattr(room, "execute_job", execute)
+    found = json.loads(ddim("sweep", "-c", config, "-o", "out", "--shard", "0/2", "--json").stdout)
+    assert (found["finished"], found["left"]) == (True, 0)
+    manifest = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert all(cell["finished"] for cell in manifest["cells"])
+    assert (tmp_path / "out" / "sweep.png").exists()
+
+
+def test_ranks_are_refused(ddim, config, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    result = ddim("sweep", "-c", config, "-o", "out")
+    assert result.exit_code == 2
+    assert "--shard I/N makes a part of every cell" in result.stderr
+
+
 def test_the_network_is_loaded_once(ddim, tiny_model, monkeypatch, tmp_path):
     from ddim_cli.experiments import sweep as room
 
@@ -148,6 +176,19 @@ def test_cells_are_scored_as_evaluate_does(ddim, tmp_path, monkeypatch):
     assert calls == ["steps=2"]
     other = json.loads(ddim(*args, "--reference", "out/steps=1", "--extractor", "mnist").stdout)
     assert calls == ["steps=2", "steps=1", "steps=2"]
+    # A sweep that is stopped early keeps what is known of its finished cells.
+    from ddim_cli.experiments import sweep as room
+
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "execute_job", stopped)
+        assert ddim(*args, "--axis", "steps=1,2,3").exit_code == 130
+    kept = json.loads((tmp_path / "out" / "sweep.json").read_text())["cells"]
+    assert [cell["finished"] for cell in kept] == [True, True, False]
+    assert kept[0]["score"] == other["cells"][0]["score"]
+    assert kept[0]["images_per_second"]
     assert other["cells"][0]["score"]["value"] == pytest.approx(0, abs=1e-6)
     assert "few pictures for 64 features" in ddim(*args[:-1]).stderr
 
@@ -173,7 +214,7 @@ def test_default_folder_is_found_again(ddim, tiny_model):
     [
         (["--axis", "steps=2,3", "--steps", "4"], "--steps: sampling.steps is on an axis of the sweep"),
         ([], "a sweep needs an axis"),
-        (["--axis", "steps=2", "--extractor", "x.pt"], "an extractor without a reference"),
+        (["--axis", "steps=2", "--extractor", "x.pt"], "extractor without a reference"),
         (["--axis", "steps=2,1001"], "cell steps=1001: "),
     ],
 )

@@ -1,7 +1,7 @@
 """Headless Chromium over its DevTools protocol: a page is opened, typed into, asked, and watched.
 
 As a program it takes a picture of a page, as docs/report.png is one:
-    python tests/outputs/browser.py outputs/table1/report.html#at=2,0 docs/report.png 1160 900
+    python tests/outputs/browser.py table1/report.html#at=2,0 docs/report.png 1160 900
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def test_a_sweep(ddim, sweep_folder, tmp_path):
     assert (last["finished"], last["planned"], last["pictures"], last["score"]) == (False, 4, [], None)
     assert [one["planned"] for one in data["sets"]] == [6, 6, 6, 6, 4, 4]
     score = data["sets"][2]["score"]
-    assert (score["short"], score["text"], score["kid"]) == ("FD", "15.2", "0.0123 ± 0.0010")
+    assert (score["short"], score["text"], score["kid"]) == ("FD", "15.25", "0.0123 ± 0.001")
     assert dict(data["facts"])["cells"] == "5 of 6 finished"
 
 

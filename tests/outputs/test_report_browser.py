@@ -319,7 +319,7 @@ def test_cells_side_by_side(page, sweep_page):
     heads = browser.ask("[...document.querySelectorAll('#side thead th[scope=col]')].map(head => head.textContent)")
     assert heads == ["variant", "1", "2", "3"]
     scores = browser.ask("[...document.querySelectorAll('#side .go b')].map(text => text.textContent)")
-    assert scores == ["FD 30.5", "FD 15.2", "FD 10.2", "FD 130", "FD 115", "0 of 4 images"]
+    assert scores == ["FD 30.50", "FD 15.25", "FD 10.17", "FD 130.50", "FD 115.25", "0 of 4 images"]
     assert "3 images/s" in browser.ask("document.querySelector('#side .go small').textContent")
     assert browser.ask("document.querySelector('#side .best').closest('td').cellIndex") == 3
     # The filter chooses the seeds; a cell without one of them says so, in its place.
@@ -359,7 +359,7 @@ def test_the_table_of_cells(page, sweep_page):
     assert column(1) == ["eta=0.0", "variance=large"] * 3
     assert column(2)[-1] == "0 of 4"
     browser.click("#table th:nth-child(5) button")
-    assert column(4) == ["best 10.2", "15.2", "30.5", "115", "130", ""]
+    assert column(4) == ["best 10.17", "15.25", "30.50", "115.25", "130.50", ""]
     assert browser.ask("document.querySelector('#table th:nth-child(5)').getAttribute('aria-sort')") == "ascending"
     browser.click("#table tbody tr:first-child button")
     assert browser.ask(SHOWN)[0] == "steps%3D3%2C%20eta%3D0.0/000000.png"

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ddim_cli.errors import UsageError
+from ddim_cli.outputs.figures import speed_text
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.report.records import Records
@@ -286,7 +287,7 @@ def rate_text(rate: Any) -> str | None:
     """Images a second as a person reads them; None for what is no number."""
     if not isinstance(rate, (int, float)) or not math.isfinite(rate):
         return None
-    return f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
+    return speed_text(rate)
 
 
 def _text(value: Any) -> str | None:

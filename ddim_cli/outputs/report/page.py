@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import RunError, UsageError
 from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.report import sweep
@@ -48,14 +48,14 @@ def write_report(
     """Write the page of an output folder or a sweep. The same folder gives the same bytes.
 
     Args:
-        folder: of ``ddim sample``, ``interpolate``, ``trajectory`` or ``sweep``.
+        folder: of ``ddim sample``, ``interpolate``, ``trajectory``, ``invert`` or ``sweep``.
         to: the file to write; None: report.html in the folder.
         embed: have the pictures inside the file, in place of their ways from it.
         on_image: called with the number of pictures read and their total.
 
     Raises:
-        UsageError: for a folder that is not there or holds nothing of ddim, and a file that cannot be written or is
-            another's.
+        UsageError: for a folder that is not there or holds nothing of ddim, and a file that is another's.
+        RunError: for a file that cannot be written.
     """
     to = to or folder / NAME
     try:
@@ -68,7 +68,7 @@ def write_report(
     try:
         write_atomically(to, page)
     except OSError as error:
-        raise UsageError(f"{to}: cannot be written: {error.strerror}; -o FILE puts it elsewhere") from None
+        raise RunError(f"{to}: cannot be written: {error.strerror}; -o FILE puts it elsewhere") from None
     images = sum(len(one["pictures"]) for one in data["sets"])
     return Report(to, data["kind"], images, len(data["sets"]), tuple(data["problems"]), len(page), embed)
 

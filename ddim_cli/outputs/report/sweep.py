@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim_cli.config.seeds import parse_seeds
+from ddim_cli.outputs.figures import distance_text
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.report.contents import (
     Links,
@@ -91,7 +92,7 @@ def _score(score: Mapping[str, Any]) -> dict[str, Any] | None:
     reference = section(score, "reference")
     return {
         "value": value,
-        "text": _figure(value),
+        "text": distance_text(value),
         "short": _SHORT.get(metric, metric),
         "label": str(score.get("label") or metric),
         "kid": _kid(kid),
@@ -102,13 +103,7 @@ def _score(score: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _figure(value: float) -> str:
-    """A distance with three digits that count: 3.21, 32.1, 321."""
-    decimals = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{decimals}f}" if value >= 0.1 else f"{value:.3g}"
-
-
 def _kid(kid: Mapping[str, Any]) -> str | None:
     if not all(isinstance(kid.get(key), (int, float)) for key in ("mean", "std")):
         return None
-    return f"{kid['mean']:.4f} ± {kid['std']:.4f}"
+    return f"{distance_text(kid['mean'])} ± {distance_text(kid['std'])}"

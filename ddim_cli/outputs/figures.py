@@ -1,0 +1,13 @@
+"""Figures as a person reads them, the same in a table, on a sheet and on a page."""
+
+from __future__ import annotations
+
+
+def distance_text(value: float) -> str:
+    """A distance with two decimals, as papers give it; a small one with three digits."""
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
+
+
+def speed_text(rate: float) -> str:
+    """Images a second, three digits of them."""
+    return f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
