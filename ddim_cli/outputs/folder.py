@@ -217,7 +217,7 @@ class OutputFolder:
                 "images": len(planned),
                 "images_by_last_process": made,
                 "seconds": round(seconds, 3),
-                "images_per_second": round(made / seconds, 3) if seconds > 0 else None,
+                "images_per_second": round(made / seconds, 3) if made and seconds > 0 else None,
             }
             self._write_manifest(manifest)
 

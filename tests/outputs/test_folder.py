@@ -31,6 +31,12 @@ def fill(path, seeds, record=RECORD, subdirs=False):
     return folder
 
 
+def test_a_process_that_made_nothing_has_no_speed(tmp_path):
+    folder = fill(tmp_path, [1, 2])
+    folder.finish(0, 0.5, grid=False)
+    assert folder.read_manifest()["totals"]["images_per_second"] is None
+
+
 def test_overwrite_spares_what_is_not_ours(tmp_path):
     folder = fill(tmp_path, [1, 2])
     (tmp_path / "2024").mkdir()
