@@ -9,6 +9,7 @@ import typer
 
 from ddim_cli.cli import console
 from ddim_cli.cli.options import Json, Verbose
+from ddim_cli.outputs.figures import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +125,9 @@ def picture_rows(found: Provenance) -> dict[str, Any]:
         "steps": _steps(sampling),
         "eta": f"{sampling.get('eta')}" + (", the large variance" if sampling.get("variance") == "large" else ""),
         "guidance": _guidance(sampling),
-        "scheduler": "\n".join(f"{k} = {_short(v)}" for k, v in record["scheduler"].items() if v is not None),
+        "scheduler": "\n".join(
+            f"{k} = {shortened(str(v), 60)}" for k, v in record["scheduler"].items() if v is not None
+        ),
         "made on": _machine(runtime),
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
         "made at": _made_at(record),
@@ -250,7 +253,7 @@ def rows(found: Mapping[str, Any]) -> dict[str, Any]:
         "weights": f"{weights['bytes']:,} bytes, " + ", ".join(f"{n:,} in {d}" for d, n in weights["dtypes"].items()),
         "files": "\n".join(weights["files"]),
         "sha256": weights["sha256"],
-        "scheduler": "\n".join(f"{k} = {_short(v)}" for k, v in (found["scheduler"] or {}).items())
+        "scheduler": "\n".join(f"{k} = {shortened(str(v), 60)}" for k, v in (found["scheduler"] or {}).items())
         or "none of its own",
         "cost": f"{found['flops_per_image_and_step'] / 1e9:.3g} GFLOP an image and step",
         "memory": f"about {memory['float32_bytes'] / 2**20:,.0f} MiB in float32, "
@@ -258,8 +261,3 @@ def rows(found: Mapping[str, Any]) -> dict[str, Any]:
         "notes": "\n".join(found["notes"]) or None,
     }
     return {name: value for name, value in table.items() if value is not None}
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -68,7 +68,6 @@ class Override:
 
     when: Mapping[str, tuple[Any, ...]]
     layer: Layer
-    origin: str
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
         return all(key in settings and settings[key] in wanted for key, wanted in self.when.items())
@@ -101,9 +100,6 @@ class Sweep:
     axes: tuple[Axis, ...]
     overrides: tuple[Override, ...] = ()
     scoring: Mapping[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.cells())
 
     def cells(self) -> list[Cell]:
         """All cells; the last axis varies fastest."""
@@ -216,10 +212,10 @@ def _make_override(table: Any, swept: Mapping[str, Sequence[Any]], origin: str) 
     for key in layer.values:
         if key in swept:
             raise ConfigError(f"{origin}: set names {key}, which is on an axis")
-    return Override(when, layer, origin)
+    return Override(when, layer)
 
 
-def _swept(axes: Iterable[Axis]) -> dict[str, list[Any]]:
+def swept_keys(axes: Iterable[Axis]) -> dict[str, list[Any]]:
     """Every key on an axis, with its values."""
     found: dict[str, list[Any]] = {}
     for axis in axes:
@@ -233,7 +229,7 @@ def _check_axes(axes: Sequence[Axis], origin: str) -> None:
     """Raise ConfigError for a key on two axes."""
     owner: dict[str, str] = {}
     for axis in axes:
-        for key in _swept([axis]):
+        for key in swept_keys([axis]):
             if owner.setdefault(key, axis.name) != axis.name:
                 raise ConfigError(f"{origin}: {key} is on two axes, {owner[key]} and {axis.name}")
 
@@ -275,11 +271,11 @@ def parse_sweep(layers: Sequence[Layer], axes: Sequence[str] = ()) -> Sweep:
                     axis = _make_axis(dotted, values, own("sweep", name))
                     found[axis.name] = axis
     # An override may speak of a value that --axis has replaced: it holds nowhere then.
-    known = _swept(found.values())
+    known = swept_keys(found.values())
     for text in axes:
         axis = _make_axis(*parse_axis(text), f"--axis {text}")
         found[axis.name] = axis
-    for key, values in _swept(found.values()).items():
+    for key, values in swept_keys(found.values()).items():
         known.setdefault(key, []).extend(values)
     if not found:
         raise ConfigError("a sweep needs an axis: --axis steps=10,20,50, or a [sweep] table in a config")

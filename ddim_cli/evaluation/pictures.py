@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddim_cli.config.seeds import format_seeds
 from ddim_cli.errors import UsageError
+from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.npz import read_rows
 from ddim_cli.outputs.picture import ENDINGS, is_picture_file
@@ -135,13 +136,9 @@ def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = Non
     there = folder.numbered("png")
     missing = [seed for seed in seeds if seed not in there]
     if missing:
+        named = shortened(format_seeds(missing), 60)
         raise UsageError(
-            f"{folder.path}: lacks {len(missing):,} of {len(seeds):,} pictures (seeds {_short(missing)}); make them "
+            f"{folder.path}: lacks {len(missing):,} of {len(seeds):,} pictures (seeds {named}); make them "
             "with the command that began the folder, or look at the first N with -n N"
         )
     return [Path(there[seed][0]) for seed in seeds]
-
-
-def _short(seeds: Sequence[int]) -> str:
-    text = format_seeds(seeds)
-    return text if len(text) <= 60 else f"{text[:57]}..."

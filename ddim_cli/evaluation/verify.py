@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddim_cli.config.seeds import parse_seeds
 from ddim_cli.errors import UsageError
+from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
 from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
@@ -137,8 +138,9 @@ def _check_sidecar(seed: int, sidecar: Mapping[str, Any], settings: Mapping[str,
         return f"has a sidecar that says seed {sidecar['seed']}"
     difference = first_difference(identity(sidecar), settings) if settings is not None else None
     if difference is not None:
-        key, found, expected = difference
-        return f"was made with {key} = {_short(found)}, the run with {_short(expected)}"
+        key, *values = difference
+        found, expected = (shortened(json.dumps(value), 40) for value in values)
+        return f"was made with {key} = {found}, the run with {expected}"
     return None
 
 
@@ -174,8 +176,3 @@ def _decoded(path: str) -> tuple[str, tuple[int, int], bytes, str | None, int] |
     except Exception:
         # Pillow meets damage with errors of many kinds.
         return None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from ddim_cli.config.layers import Layer, merge
-from ddim_cli.config.sweep import Cell, Sweep, without_sweep
+from ddim_cli.config.sweep import Cell, Sweep, swept_keys, without_sweep
 from ddim_cli.errors import ConfigError
 from ddim_cli.models.describe import describe_model
 from ddim_cli.sampling.resolve import Run, resolve
@@ -50,11 +51,16 @@ def _names(cells: Sequence[Cell]) -> Iterator[str]:
 
 def _check_flags(layers: Sequence[Layer], sweep: Sweep) -> None:
     """Raise ConfigError for a key on an axis that an option sets too: it would have no say."""
-    swept = {key for axis in sweep.axes for value in axis.values for key in value.layer.values}
+    swept = swept_keys(sweep.axes)
     for layer in layers:
-        for key in layer.values:
-            if key in swept and layer.origins[key].startswith("--"):
+        for key in _typed(layer):
+            if key in swept:
                 raise ConfigError(f"{layer.origins[key]}: {key} is on an axis of the sweep; leave it out")
+
+
+def _typed(layer: Layer) -> dict[str, Any]:
+    """Of a layer, what was typed on the command line."""
+    return {key: value for key, value in layer.values.items() if layer.origins[key].startswith("--")}
 
 
 def _cell_layers(layers: Sequence[Layer], cell: Cell) -> list[Layer]:
@@ -62,7 +68,7 @@ def _cell_layers(layers: Sequence[Layer], cell: Cell) -> list[Layer]:
 
     An override's ``num_images`` is the first so many of the seeds there are, and no more than a flag asks for.
     """
-    flags = {key: layer.values[key] for layer in layers for key in layer.values if layer.origins[key].startswith("--")}
+    flags = {key: value for layer in layers for key, value in _typed(layer).items()}
     below = [*layers, *cell.axis_layers]
     for override in cell.override_layers:
         values = {key: value for key, value in override.values.items() if key not in flags}

@@ -63,8 +63,9 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found = list({path.resolve(): path for path in reversed(found)}.values())[::-1]
     names: dict[str, Path] = {}
     for path in found:
-        if not str(path).isprintable() and str(path).encode("utf-8", "replace").decode() != str(path):
-            raise UsageError(f"{str(path).encode('utf-8', 'replace').decode()}: its name is no UTF-8 text; rename it")
+        shown = str(path).encode("utf-8", "replace").decode()
+        if shown != str(path):
+            raise UsageError(f"{shown}: its name is no UTF-8 text; rename it")
         # Some file systems take a.png and A.png for one.
         other = names.setdefault(path.stem.casefold(), path)
         if other is not path:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ddim_cli.config.layers import Layer
 from ddim_cli.errors import UsageError
+from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.latents import LatentFile, open_latents
 from ddim_cli.outputs.sidecar import first_difference, identity
 from ddim_cli.sampling.replay import Original, model_layer, settings_layer
@@ -117,16 +118,11 @@ def differences(files: Sequence[LatentFile], record: Mapping[str, Any]) -> list[
         difference = first_difference(before, identity(record))
         if difference is not None:
             key, old, new = difference
-            found.setdefault(f"with {key} = {_short(old)}, and is sampled with {_short(new)}", []).append(
-                str(file.path)
-            )
+            found.setdefault(
+                f"with {key} = {shortened(str(old), 40)}, and is sampled with {shortened(str(new), 40)}", []
+            ).append(str(file.path))
     return [
         f"{paths[0]}{f' (and {len(paths) - 1} more)' if len(paths) > 1 else ''} was made {text}: the picture is not "
         "the one that was inverted"
         for text, paths in found.items()
     ]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

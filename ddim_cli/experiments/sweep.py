@@ -232,6 +232,19 @@ def _left(own: SweepCell) -> int:
     return len(own.job.folder.missing(own.job.run.config.seeds(), own.job.identity))
 
 
+def _left_by_shards(own: SweepCell) -> int:
+    """`_left` of a cell of which this process has nothing to make: all, unless it makes but a part."""
+    return _left(own) if own.job.shard.count > 1 else 0
+
+
+def _looked_at_again(result: CellResult) -> CellResult:
+    """Other shards may have finished a cell since this one left it; the last of them to look finds all finished."""
+    if not result.summary.left:
+        return result
+    summary = replace(result.summary, left=_left(result.own))
+    return replace(result, summary=summary, images_per_second=_rate(result.own.job.folder, summary))
+
+
 def _known(before: Mapping[str, Any], own: SweepCell) -> dict[str, Any]:
     """What sweep.json had of a cell with these seeds: speed and score."""
     seeds = format_seeds(own.job.run.config.seeds())
@@ -277,7 +290,7 @@ def execute(
     fsync = plan.cells[0].job.folder.fsync
     reporter.sweeping(sum(count * len(job.run.timesteps) for job, count in todo.values()), len(plan.cells))
     networks = _Networks(todo)
-    done = {own.name: _known(before, own) for own in plan.cells if own.name not in busy and not _left(own)}
+    done = {own.name: _known(before, own) for own in plan.cells if own.name not in busy and not _left_by_shards(own)}
     results: list[CellResult] = []
 
     def write() -> None:
@@ -293,13 +306,7 @@ def execute(
             results.append(replace(result, score=_kept_score(before, result, scorer)))
             if summary.made:
                 write()
-        # Other shards may have finished a cell since this one left it; the last of them to look finds all finished.
-        for number, result in enumerate(results):
-            if result.summary.left:
-                summary = replace(result.summary, left=_left(result.own))
-                results[number] = replace(
-                    result, summary=summary, images_per_second=_rate(result.own.job.folder, summary)
-                )
+        results = [_looked_at_again(result) for result in results]
         for number, result in enumerate(results):
             if scorer is not None and result.score is None and not result.summary.left:
                 reporter.closing(f"scoring {result.own.cell.title}, {number + 1} of {len(results)}")

@@ -1,4 +1,4 @@
-"""Figures as a person reads them, the same in a table, on a sheet and on a page."""
+"""Figures and values as a person reads them, the same in a table, on a sheet and on a page."""
 
 from __future__ import annotations
 
@@ -11,3 +11,8 @@ def distance_text(value: float) -> str:
 def speed_text(rate: float) -> str:
     """Images a second, three digits of them."""
     return f"{rate:.3g} images/s" if rate < 1000 else f"{rate:,.0f} images/s"
+
+
+def shortened(text: str, most: int) -> str:
+    """``text``, its end left out if it is longer than ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -14,6 +14,7 @@ from ddim_cli.config.seeds import format_seeds, parse_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
+from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, utc_now
@@ -135,9 +136,10 @@ class OutputFolder:
         """UsageError naming the first setting of ``found`` that would change the pictures."""
         difference = first_difference(identity(found), settings)
         if difference is not None:
-            key, before, now = difference
+            key, *values = difference
+            before, now = (shortened(json.dumps(value), 70) for value in values)
             raise UsageError(
-                f"{where} was made with {key} = {_short(before)}, this run has {_short(now)}; "
+                f"{where} was made with {key} = {before}, this run has {now}; "
                 "choose another folder with --out, or replace what is there with --overwrite"
             )
 
@@ -263,11 +265,6 @@ class OutputFolder:
             if manifest is not None and first_difference(identity(manifest), settings) is not None:
                 self.manifest.unlink(missing_ok=True)
                 self.grid.unlink(missing_ok=True)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 70 else text[:67] + "..."
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
