@@ -204,6 +204,9 @@ Part = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel="Output")
 ]
+OverwriteFile = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the file even where it is none that ddim has made.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel="Output")]
 Gif = Annotated[bool, typer.Option("--gif", help="Write an animation too.", rich_help_panel="Output")]
 ExtractorInput = Annotated[
