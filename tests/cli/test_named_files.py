@@ -170,3 +170,26 @@ def test_a_fifo_is_written_to(start, tmp_path):
     assert process.wait() == 0
     assert b"[sampling]" in read
     assert (tmp_path / "fifo").is_fifo()
+
+
+@pytest.mark.parametrize("most", [500, 20000], ids=["the first file", "the weights"])
+def test_convert_on_a_full_disk(start, tiny_model, tmp_path, most):
+    """The kernel lets no file grow beyond so many bytes."""
+    process = start(
+        *("convert", tiny_model, "out", "--json"),
+        before="import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))",
+    )
+    assert process.wait() == 1, process.stderr
+    assert os.listdir(tmp_path) == []
+    assert process.stderr.startswith("error: out: cannot be written: ")
+    assert "File too large" in json.loads(process.stdout)["error"]
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_convert_makes_a_directory_of_its_own(ddim, tiny_model, name, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = ddim("convert", tiny_model, name, "--overwrite")
+    assert result.exit_code == 2
+    assert "name a directory to make" in result.stderr
+    assert (tmp_path / "notes.txt").exists()
