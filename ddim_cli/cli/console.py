@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from ddim_cli.cli.options import with_named_paths
 from ddim_cli.cli.signals import interruptible
 from ddim_cli.errors import DdimError, InterruptedRunError, UsageError
 from ddim_cli.outputs.figures import speed_text
@@ -154,6 +155,7 @@ def handles_errors(command: Callable) -> Callable:
         except (UsageError, KeyboardInterrupt) as error:
             raise typer.Exit(report(error, as_json, verbose)) from None
 
+    with_named_paths(run)
     return run
 
 

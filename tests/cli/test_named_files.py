@@ -193,3 +193,21 @@ def test_convert_makes_a_directory_of_its_own(ddim, tiny_model, name, tmp_path):
     assert result.exit_code == 2
     assert "name a directory to make" in result.stderr
     assert (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(" ".join((*words, "")) for words in NAMING.values()),
+        *("schedule -c ", "sample --latents ", "sample --log-file ", "compare golden ", "compare a b --diff-dir "),
+        *("verify ", "report ", "convert mnist ", "replay --check ", "invert ", "evaluate ", "sweep -c "),
+    ],
+)
+def test_an_empty_name_is_no_folder(ddim, command, tmp_path):
+    """As of a shell's variable that is not set; `Path` would take the current folder."""
+    result = ddim(*command.split(" "), "--json") if "config" not in command else ddim(*command.split(" "))
+    assert result.exit_code == 2
+    assert "the name is empty; name a file or a folder" in result.stderr
+    if "config" not in command:
+        assert "the name is empty" in json.loads(result.stdout)["error"]
+    assert os.listdir(tmp_path) == []
