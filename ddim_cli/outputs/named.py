@@ -35,7 +35,15 @@ class Kind:
     """A kind of file that this tool writes: its name, as in "no page of ddim report", and whether a file is one."""
 
     name: str
-    is_ours: Callable[[Path], bool]
+    has_mark: Callable[[Path], bool]
+
+    def is_ours(self, path: Path) -> bool:
+        """Whether the file is of this kind; False for one that cannot be read."""
+        try:
+            return self.has_mark(path)
+        except Exception:
+            # It is damaged in a way of its own: then it cannot be told.
+            return False
 
     @classmethod
     def of_text(cls, name: str, mark: bytes) -> Kind:
@@ -109,16 +117,9 @@ class NamedFile:
             raise UsageError(f"{self._label}: there is no folder {target.parent}")
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise UsageError(f"{self._label}: the folder {target.parent} cannot be written to")
-        if os.path.lexists(target) and not self.overwrite and not self._is_ours(target):
+        if os.path.lexists(target) and not self.overwrite and not (self.kind and self.kind.is_ours(target)):
             what = f", and is no {self.kind.name}" if self.kind is not None else " already"
             raise UsageError(f"{self._label}: is there{what}; name another file, or {self.remedy}")
-
-    def _is_ours(self, target: Path) -> bool:
-        try:
-            return self.kind is not None and self.kind.is_ours(target)
-        except Exception:
-            # It cannot be read, or is damaged in a way of its own: then it cannot be told.
-            return False
 
     @contextlib.contextmanager
     def open(self, fsync: bool = False) -> Iterator[BinaryIO]:
