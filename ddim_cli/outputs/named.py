@@ -5,9 +5,10 @@ followed: what it leads to is replaced in one step, and the link stays. A regula
 has made one of the same kind there, or with ``--overwrite``.
 
 That a file is of our making is told from the file itself, never from its name: each kind has a mark of its own, which
-no other program writes, and which is gone once another program has saved the file anew. A plot says so in PNG's own
-field for it, a page in its head, an array in the comment of its archive. A text that people edit has no such mark, for
-it would outlive what they write: a config that is there is never taken for ours.
+no other program writes. A plot says what made it in PNG's own field for that, an array in the comment of its archive;
+both are gone once another program has saved the file anew. A page says it in its head, where it stays if somebody
+edits the page, which is made from its folder and not kept by hand. A config is there to be edited: a mark would
+outlive what its owner writes, so that one that is there is never taken for ours.
 """
 
 from __future__ import annotations
