@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ from ddim_cli.cli.bench import bench
 from ddim_cli.cli.compare import compare
 from ddim_cli.cli.compile import compile_network
 from ddim_cli.cli.config import app as config_app
-from ddim_cli.cli.console import print_json, report, speaks
+from ddim_cli.cli.console import log_refusal, print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
 from ddim_cli.cli.evaluate import evaluate
@@ -52,7 +53,8 @@ _Refused = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickExc
 class _Root(TyperGroup):
     """The first help a person asks for, in plain text: rich would double the time it takes to appear.
 
-    Where ``--json`` was typed, what is wrong with the arguments themselves is said in JSON too.
+    Where ``--json`` was typed, what is wrong with the arguments themselves is said in JSON too; where a log file was
+    named, it is in there.
     """
 
     _arguments: Sequence[str] = ()
@@ -78,15 +80,38 @@ class _Root(TyperGroup):
         try:
             yield
         except _Refused as error:
+            log_file = named_log_file(self._arguments)
+            if log_file and _takes_log_file(error):
+                log_refusal(Path(log_file), error.format_message())
             if asks_for_json(self._arguments) and speaks():
                 print_json({"error": error.format_message(), "exit_code": error.exit_code})
             raise
 
 
+def _options(arguments: Sequence[str]) -> Sequence[str]:
+    return arguments[: arguments.index("--")] if "--" in arguments else arguments
+
+
 def asks_for_json(arguments: Sequence[str]) -> bool:
     """Whether ``--json`` is among the options."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "--json" in options
+    return "--json" in _options(arguments)
+
+
+def named_log_file(arguments: Sequence[str]) -> str | None:
+    """The value of the last ``--log-file``, of arguments that could not be read as a whole."""
+    found, options = None, _options(arguments)
+    for option, following in zip(options, [*options[1:], None], strict=True):
+        if option == "--log-file":
+            found = following
+        elif option.startswith("--log-file="):
+            found = option.partition("=")[2]
+    return found
+
+
+def _takes_log_file(error: Any) -> bool:
+    """Whether the command whose arguments are refused has this option at all."""
+    context = getattr(error, "ctx", None)
+    return context is not None and any(parameter.name == "log_file" for parameter in context.command.params)
 
 
 app = typer.Typer(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, Verbose, with_settings
+from ddim_cli.cli.options import Json, Layers, OverwriteFile, Verbose, with_settings
 
 if TYPE_CHECKING:
+    from ddim_cli.outputs.named import NamedFile
     from ddim_cli.sampling.resolve import Run
 
 PANEL = "Measuring"
@@ -103,6 +104,7 @@ def bench(
             rich_help_panel="Console",
         ),
     ] = None,
+    overwrite: OverwriteFile = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Console")] = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -123,8 +125,7 @@ def bench(
     With --against, diffusers makes the same pictures in the same process, in turns, and the ratio of speeds is told.
     """
     sizes, rivals = parse_batch_sizes(batch_sizes), parse_against(against or [])
-    if plot is not None:
-        check_plot(plot)
+    to = name_plot(plot, overwrite) if plot is not None else None
     with tempfile.TemporaryDirectory(prefix="ddim-bench-") as folder, console.progress(quiet) as progress:
         from ddim_cli.evaluation.bench import Bench, Plan
 
@@ -133,12 +134,13 @@ def bench(
             console.warn(warning)
         plan = Plan(run, sizes, Path(folder), repeats, batches, rivals, files, psnr_images)
         found = Bench(plan, progress.waiting if progress is not None else lambda text: None).measure()
-    if plot is not None:
-        draw(plot, found)
+    # What took minutes to measure first: the plot may fail.
     if json:
         console.print_json(found)
     else:
         show(found)
+    if to is not None:
+        draw(to, found)
 
 
 def parse_batch_sizes(text: str) -> tuple[int, ...]:
@@ -169,17 +171,17 @@ def parse_against(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def check_plot(path: Path) -> None:
-    """UsageError for a plot that could not be drawn in the end: better now than after minutes."""
+def name_plot(path: Path, overwrite: bool) -> NamedFile:
+    """Where to draw. UsageError for a plot that could not be drawn in the end: better now than after minutes."""
     from importlib.util import find_spec
 
-    from ddim_cli.errors import UsageError, missing_extra
+    from ddim_cli.errors import missing_extra
+    from ddim_cli.outputs.bench_plot import PLOT
+    from ddim_cli.outputs.named import name_file
 
     if find_spec("matplotlib") is None:
         raise missing_extra("--plot", "matplotlib", "plot")
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}" if not path.is_dir() else
-                         f"--plot {path}: this is a folder")  # fmt: skip
+    return name_file(path, PLOT, "--plot", overwrite)
 
 
 def _resolve(layers: Layers, architecture: str | None, folder: Path) -> Run:
@@ -296,10 +298,8 @@ def _table(found: Mapping[str, Any]) -> Any:
     return table
 
 
-def draw(path: Path, found: Mapping[str, Any]) -> None:
-    """``--plot``. Raises UsageError where matplotlib is missing, or the file cannot be written."""
-    from ddim_cli.errors import UsageError
-    from ddim_cli.outputs.atomic import write_atomically
+def draw(to: NamedFile, found: Mapping[str, Any]) -> None:
+    """``--plot``. Raises UsageError where matplotlib is missing, and RunError where the file cannot be written."""
     from ddim_cli.outputs.bench_plot import SpeedCurve, draw_speeds
 
     results, machine = found["results"], found["machine"]
@@ -313,9 +313,5 @@ def draw(path: Path, found: Mapping[str, Any]) -> None:
     curves += [curve(name, lambda r, name=name: r["against"][name]) for name in found["against"]]
     steps = console.counted(len(found["sampling"]["timesteps"]), "step")
     title = f"{found['model']['source']}: {steps}, {machine['dtype']}"
-    picture = draw_speeds(curves, title, f"{machine['device_name']}; {found['timed']}")
-    try:
-        write_atomically(path, picture)
-    except OSError as error:
-        raise UsageError(f"--plot {path}: cannot be written: {error.strerror}") from None
-    console.say(f"wrote {path}")
+    to.write(draw_speeds(curves, title, f"{machine['device_name']}; {found['timed']}"))
+    console.say(f"wrote {to}")

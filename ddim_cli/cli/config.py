@@ -133,7 +133,7 @@ def _check_coefficients(run: Run) -> None:
 @app.command(short_help="Write a commented config to start from.")
 @console.handles_errors
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="The file to write; -: stdout.", metavar="FILE")],
     source: Annotated[
         Path | None,
         typer.Option(
@@ -149,6 +149,7 @@ def init(
     \b
     ddim config init run.toml
     ddim config init run.toml --from path/to/model/scheduler/scheduler_config.json
+    ddim config init - | less
 
     Write a commented config to start from.
     """
@@ -156,18 +157,21 @@ def init(
     from ddim_cli.config.write import render_starter
     from ddim_cli.errors import UsageError
     from ddim_cli.models.describe import read_scheduler_config
+    from ddim_cli.outputs.named import name_file
 
-    if file.exists() and not overwrite:
-        raise UsageError(f"{file}: already there; replace it with --overwrite")
+    to = name_file(file, None, overwrite=overwrite) if str(file) != "-" else None
     keys, unused = read_scheduler_config(source) if source is not None else ({}, ())
     if source is not None and not keys:
         raise UsageError(f"{source}: it has no key of a scheduler that DDIM knows")
     layer = table_layer({"scheduler": keys}, str(source))
-    try:
-        file.write_text(render_starter(layer.values), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
-    console.say(f"wrote {file}" + (f"; DDIM has no use for {', '.join(unused)}" if unused else ""))
+    text = render_starter(layer.values)
+    if to is None:
+        typer.echo(text, nl=False)
+    else:
+        to.write(text.encode())
+        console.say(f"wrote {to}")
+    if unused:
+        console.say(f"DDIM has no use for {', '.join(unused)}")
 
 
 @app.command(short_help="Print the JSON Schema of a config.")

@@ -7,6 +7,7 @@ there is one. Where there is no terminal: plain lines, no control characters.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json as json_module
 import os
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
+from ddim_cli.cli.options import with_named_paths
 from ddim_cli.cli.signals import interruptible
-from ddim_cli.errors import DdimError, InterruptedRunError, UsageError
+from ddim_cli.errors import DdimError, InterruptedRunError, RunError, UsageError
 from ddim_cli.outputs.figures import speed_text
 from ddim_cli.sampling.torchrun import Ranks
 
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 
-# The log file, where there is one, and whether the one JSON document has been printed.
+# The log file, where there is one, whether it has failed, and whether the one JSON document has been printed.
 _log: TextIO | None = None
+_log_has_failed = False
 _printed_json = False
 
 
@@ -71,31 +74,49 @@ def show_error(text: str) -> None:
 
 
 def log(text: str) -> None:
-    """A line in the log file, if there is one; a log that cannot be written any more ends no run."""
-    if _log is not None:
-        with contextlib.suppress(OSError):
-            # One write a line, so that the lines of several processes do not mix.
-            _log.write(f"{text}\n")
-            _log.flush()
+    """A line in the log file, if there is one; a log that cannot be written any more ends no run, and is told once."""
+    global _log_has_failed
+    if _log is None:
+        return
+    try:
+        # One write a line, so that the lines of several processes do not mix.
+        _log.write(f"{text}\n")
+        _log.flush()
+    except OSError as error:
+        if not _log_has_failed:
+            _log_has_failed = True
+            warn(f"--log-file {_log.name}: cannot be written: {error.strerror}; stderr alone has what is said")
 
 
 @contextlib.contextmanager
 def logging_to(path: Path | None) -> Iterator[None]:
-    """Within the block, append a copy of what is said to ``path``. Raises UsageError if it cannot be opened."""
-    global _log
+    """Within the block, append a copy of what is said to ``path``.
+
+    Raises UsageError if it cannot be opened, RunError if that is for want of space.
+    """
+    global _log, _log_has_failed
     if path is None:
         yield
         return
     try:
         _log = path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise UsageError(f"--log-file {path}: cannot be written: {error.strerror}") from None
+        kind = RunError if error.errno == errno.ENOSPC else UsageError
+        raise kind(f"--log-file {path}: cannot be written: {error.strerror}") from None
+    _log_has_failed = False
     try:
         yield
     finally:
         stream, _log = _log, None
         with contextlib.suppress(OSError):
             stream.close()
+
+
+def log_refusal(path: Path, text: str) -> None:
+    """What is wrong with the arguments themselves, into the log file that is among them, if it can be opened."""
+    with contextlib.suppress(DdimError), logging_to(path):
+        for line in text.splitlines():
+            log(f"error: {line}")
 
 
 def json_text(value: Any) -> str:
@@ -151,9 +172,10 @@ def handles_errors(command: Callable) -> Callable:
                     raise
                 except (Exception, KeyboardInterrupt) as error:
                     raise typer.Exit(report(error, as_json, verbose)) from None
-        except (UsageError, KeyboardInterrupt) as error:
+        except (DdimError, KeyboardInterrupt) as error:
             raise typer.Exit(report(error, as_json, verbose)) from None
 
+    with_named_paths(run)
     return run
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import FLAGS, ExtractorInput, Inception, Json, LogFile, Verbose
+from ddim_cli.cli.options import FLAGS, ExtractorInput, Inception, Json, LogFile, OverwriteFile, Verbose
 from ddim_cli.outputs.figures import distance_text
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    overwrite: OverwriteFile = False,
     seed: Annotated[int, typer.Option(help="Of the kernel distance's subsets.", min=0, metavar="S")] = 0,
     batch_size: Annotated[
         int,
@@ -88,7 +89,7 @@ def evaluate(
     network they go by other names, and their values compare with their like alone.
     """
     cells = read_cells_if_sweep(pictures, num_images)
-    check_keep(keep_reference)
+    check_keep(keep_reference, overwrite)
     with console.progress(quiet, verbose, kind=console.PictureProgress) as progress:
         from ddim_cli.evaluation.pictures import open_pictures
         from ddim_cli.evaluation.score import Judge
@@ -106,7 +107,7 @@ def evaluate(
             on_image=looking_at(f"reference {reference}"),
         )
         if keep_reference is not None:
-            judge.keep_reference(keep_reference)
+            judge.keep_reference(keep_reference, overwrite)
         if cells is None:
             scored: Scored = []
             score = judge.score(found, looking_at(str(pictures)))
@@ -142,18 +143,17 @@ def read_cells_if_sweep(folder: Path, count: int | None) -> Cells | None:
     return read_cells(folder, count)
 
 
-def check_keep(path: Path | None) -> None:
+def check_keep(path: Path | None, overwrite: bool) -> None:
     """UsageError, before any work, for a file that could not be written, or not be found again as statistics."""
     from ddim_cli.errors import UsageError
+    from ddim_cli.outputs.named import name_file
+    from ddim_cli.outputs.npz import STATISTICS
 
     if path is None:
         return
-    if path.suffix != ".npz":
+    to = name_file(path, STATISTICS, "--keep-reference", overwrite)
+    if to.is_regular and path.suffix != ".npz":
         raise UsageError(f"--keep-reference {path}: the name must end in .npz")
-    if not path.parent.is_dir():
-        raise UsageError(f"--keep-reference {path}: there is no folder {path.parent}")
-    if path.exists():
-        raise UsageError(f"--keep-reference {path}: is there already; choose another name, or delete it")
 
 
 def kernel_text(score: Score) -> str:

@@ -53,18 +53,17 @@ def sample_latents(
         console.warn(warning)
     with console.progress(quiet, verbose) as progress:
         from ddim_cli.experiments.latents import execute, pending, picture_path
-        from ddim_cli.sampling.closing import check_npz
+        from ddim_cli.sampling.closing import name_npz
         from ddim_cli.sampling.run import make_job
 
-        if npz is not None:
-            check_npz(npz)
+        array = name_npz(npz, overwrite) if npz is not None else None
         job = make_job(run, part, ending="-latents")
         for text in start.differences(files, job.record):
             console.warn(text)
         if dry_run:
             todo = pending(job, starts, overwrite)
         else:
-            summary = execute(job, starts, progress, overwrite, npz)
+            summary = execute(job, starts, progress, overwrite, array)
     if dry_run:
         show_plan(job, starts, todo, json)
         return

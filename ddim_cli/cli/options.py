@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -204,6 +204,9 @@ Part = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel="Output")
 ]
+OverwriteFile = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the file even where it is none that ddim has made.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel="Output")]
 Gif = Annotated[bool, typer.Option("--gif", help="Write an animation too.", rich_help_panel="Output")]
 ExtractorInput = Annotated[
@@ -242,6 +245,33 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="One JSON object on stdout, everything else on stderr.", rich_help_panel="Console"),
 ]
+
+
+def named_path(text: str) -> Path:
+    """A path as it was typed. Refuses an empty one, of which `Path` makes the current folder."""
+    if not text:
+        raise typer.BadParameter("the name is empty; name a file or a folder")
+    return Path(text)
+
+
+def with_named_paths(command: Callable) -> None:
+    """Have every option and argument of a command that is a path go through `named_path`."""
+    signature = inspect.signature(command, eval_str=True)
+    for parameter in signature.parameters.values():
+        # Annotated[list[Path] | None, typer.Option(...)]
+        kind, *infos = get_args(parameter.annotation) or (parameter.annotation,)
+        if Path in _types_in(kind):
+            for info in infos:
+                info.parser = named_path
+    # Typer reads both, and would find the annotations as they were written.
+    command.__signature__ = signature
+    command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types_in(inner)
 
 
 def _flags_layer(given: dict[str, Any]) -> Layer:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Quiet, Verbose
+from ddim_cli.cli.options import Json, OverwriteFile, Quiet, Verbose
 
 # Mail and browsers take no more gladly.
 MANY_BYTES = 50_000_000
@@ -28,6 +28,7 @@ def report_page(
     embed: Annotated[
         bool, typer.Option("--embed", help="Have the pictures inside the file, so that it can be sent alone.")
     ] = False,
+    overwrite: OverwriteFile = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     json: Json = False,
@@ -47,7 +48,7 @@ def report_page(
     from ddim_cli.outputs.report.page import write_report
 
     with console.spinner(f"reading {folder}") as update:
-        found = write_report(folder, out, embed, (lambda done, total: None) if quiet else update)
+        found = write_report(folder, out, embed, (lambda done, total: None) if quiet else update, overwrite)
     if embed and found.bytes > MANY_BYTES:
         console.warn(f"{found.path} has {found.bytes / 1e6:,.0f} MB; browsers take a while to open that")
     if not quiet:

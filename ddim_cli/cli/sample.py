@@ -13,6 +13,7 @@ from ddim_cli.cli.options import DryRun, Json, Layers, LogFile, Overwrite, Part,
 from ddim_cli.cli.show import check_show, show_pictures
 
 if TYPE_CHECKING:
+    from ddim_cli.outputs.named import NamedFile
     from ddim_cli.sampling.plan import Shard
     from ddim_cli.sampling.run import Job, Summary
     from ddim_cli.sampling.torchrun import Ranks
@@ -29,7 +30,8 @@ def sample(
     npz: Annotated[
         Path | None,
         typer.Option(
-            help="Once all images are there, write them into one array too.",
+            help="Once all images are there, write them into one array too; with --overwrite even over a file that is "
+            "no such array.",
             metavar="FILE",
             show_default=False,
             rich_help_panel="Output",
@@ -93,11 +95,10 @@ def sample(
         unused = ", ".join(run.model.unused_scheduler_keys)
         console.say(f"{run.model.name}'s scheduler config has keys that DDIM has no use for: {unused}")
     with console.progress(quiet, verbose, ranks) as progress:
-        from ddim_cli.sampling.closing import check_npz
+        from ddim_cli.sampling.closing import name_npz
         from ddim_cli.sampling.run import execute, make_job, pending
 
-        if npz is not None:
-            check_npz(npz)
+        array = name_npz(npz, overwrite) if npz is not None else None
         if ranks is not None and run.config.runtime.device in ("auto", "cuda"):
             ranks.pick_gpu()
         job = make_job(run, part)
@@ -105,9 +106,9 @@ def sample(
             todo = pending(job, overwrite)
         else:
             summary = (
-                execute(job, progress, overwrite, npz)
+                execute(job, progress, overwrite, array)
                 if ranks is None
-                else execute_ranks(job, ranks, progress, overwrite, npz)
+                else execute_ranks(job, ranks, progress, overwrite, array)
             )
     if not speaks:
         return
@@ -138,7 +139,7 @@ def choose_part(shard: str | None, ranks: Ranks | None) -> Shard:
 
 
 def execute_ranks(
-    job: Job, ranks: Ranks, progress: console.RunProgress | None, overwrite: bool, npz: Path | None
+    job: Job, ranks: Ranks, progress: console.RunProgress | None, overwrite: bool, npz: NamedFile | None
 ) -> Summary:
     """As `execute`, of one rank of several; what it made is its own share.
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Verbose, with_schedules
+from ddim_cli.cli.options import Json, OverwriteFile, Verbose, with_schedules
 
 if TYPE_CHECKING:
     from ddim_cli.config.layers import Layer
+    from ddim_cli.outputs.named import NamedFile
     from ddim_cli.sampling.resolve import Run
 
 COLUMNS = ("step", "t", "prev t", "alpha_bar", "prev alpha_bar", "sigma", "SNR (dB)")
@@ -24,6 +25,7 @@ def schedule(
     plot: Annotated[
         Path | None, typer.Option(help="Draw alpha_bar and SNR over t here.", metavar="FILE.png", show_default=False)
     ] = None,
+    overwrite: OverwriteFile = False,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
@@ -39,14 +41,23 @@ def schedule(
 
     Each -c FILE is a schedule of its own here, so that schedules can be laid over one another.
     """
+    to = _name_plot(plot, overwrite) if plot is not None else None
     shown = {name: _tabulate(name, layers) for name, layers in schedules.items()}
-    if plot is not None:
-        _draw(plot, shown)
+    if to is not None:
+        _draw(to, shown)
     if json:
         console.print_json({"schedules": [{"name": name, **found[0]} for name, found in shown.items()]})
-    elif plot is None:
+    elif to is None:
         for name, (found, _) in shown.items():
             _show(name, found)
+
+
+def _name_plot(path: Path, overwrite: bool) -> NamedFile:
+    """Raises UsageError for a file that is not to be written."""
+    from ddim_cli.outputs.named import name_file
+    from ddim_cli.outputs.schedule_plot import PLOT
+
+    return name_file(path, PLOT, "--plot", overwrite)
 
 
 def _tabulate(name: str, layers: list[Layer]) -> tuple[dict[str, Any], Run]:
@@ -98,20 +109,14 @@ def _show(name: str, found: dict[str, Any]) -> None:
     console.stdout().print(table)
 
 
-def _draw(path: Path, shown: dict[str, tuple[dict[str, Any], Run]]) -> None:
+def _draw(to: NamedFile, shown: dict[str, tuple[dict[str, Any], Run]]) -> None:
     from ddim_cli.diffusion.betas import make_alpha_bars
     from ddim_cli.diffusion.levels import snr_db
-    from ddim_cli.errors import UsageError
-    from ddim_cli.outputs.atomic import write_atomically
     from ddim_cli.outputs.schedule_plot import Curve, draw_schedules
 
     curves = []
     for name, (_, run) in shown.items():
         alpha_bars = make_alpha_bars(run.config.scheduler).tolist()
         curves.append(Curve(name, alpha_bars, [snr_db(a) for a in alpha_bars], run.timesteps))
-    picture = draw_schedules(curves)
-    try:
-        write_atomically(path, picture)
-    except OSError as error:
-        raise UsageError(f"--plot {path}: cannot be written: {error.strerror}") from None
-    console.say(f"wrote {path}")
+    to.write(draw_schedules(curves))
+    console.say(f"wrote {to}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +14,15 @@ from PIL import Image
 
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.pixels import largest_difference, psnr_db, size_text
-from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import contact_sheet
 from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.named import Kind, name_file
 from ddim_cli.outputs.picture import encode_png, read_pixels, to_image
 from ddim_cli.outputs.sidecar import first_difference, identity
+
+SOFTWARE = "ddim compare --diff-dir"
+DIFFERENCE = Kind.of_png("difference picture of ddim compare", SOFTWARE)
+_NUMBERED = re.compile(r"\d{6,}\.png")
 
 
 class Limits(NamedTuple):
@@ -69,19 +75,20 @@ def compare(
         folder: the one that is judged.
         limits: what is still equal enough.
         difference_folder: where a picture is written for every pair that differs at all: golden, judged, and
-            their difference, made as bright as it can be.
+            their difference, made as bright as it can be. Those of an earlier comparison there are removed.
         on_image: called with the number of pairs looked at and their total.
 
     Raises:
-        UsageError: for folders that are not there, or no picture in ``golden``.
-        OSError: if a difference picture cannot be written.
+        UsageError: for folders that are not there, no picture in ``golden``, and numbered pictures in
+            ``difference_folder`` that are something else.
+        RunError: if a difference picture cannot be written.
     """
     expected, found = _pictures(golden), _pictures(folder)
     if not expected:
         raise UsageError(f"{golden}: holds no numbered pictures such as 000000.png")
     both = [seed for seed in expected if seed in found]
     if difference_folder is not None:
-        difference_folder.mkdir(parents=True, exist_ok=True)
+        _clear(difference_folder)
     matches = []
     for done, seed in enumerate(both, start=1):
         matches.append(_match(seed, expected[seed], found[seed], limits, difference_folder))
@@ -92,6 +99,20 @@ def compare(
         tuple(seed for seed in found if seed not in expected),
         _other_setting(expected, found, both),
     )
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder of difference pictures, or take those of before out of it. Raises UsageError for others there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        numbered = [Path(entry.path) for entry in os.scandir(folder) if _NUMBERED.fullmatch(entry.name)]
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"--diff-dir {folder}: is no folder, or lies in none; name another") from None
+    for path in numbered:
+        if not DIFFERENCE.is_ours(path):
+            raise UsageError(f"--diff-dir {folder}: {path.name} in there is no {DIFFERENCE.name}; name another folder")
+    for path in numbered:
+        path.unlink(missing_ok=True)
 
 
 def _pictures(folder: Path) -> dict[int, str]:
@@ -109,7 +130,8 @@ def _match(seed: int, golden: str, other: str, limits: Limits, difference_folder
         return Match(seed, None, None, f"is {size_text(b.shape)}, the golden one {size_text(a.shape)}")
     largest, psnr = largest_difference(a, b), psnr_db(a, b)
     if largest and difference_folder is not None:
-        write_atomically(difference_folder / f"{seed:06d}.png", encode_png(difference_picture(a, b)))
+        drawn = encode_png(difference_picture(a, b), software=SOFTWARE)
+        name_file(difference_folder / f"{seed:06d}.png", DIFFERENCE).write(drawn)
     problems = []
     if largest > limits.max_diff:
         problems.append(f"differs by {largest}")

@@ -16,7 +16,8 @@ import numpy as np
 
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.frechet import Gaussian
-from ddim_cli.outputs.atomic import atomic_file
+from ddim_cli.outputs import npz
+from ddim_cli.outputs.named import name_file
 
 
 class Statistics(NamedTuple):
@@ -32,12 +33,19 @@ def spread_out(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.arange(most) * count // most
 
 
-def write_statistics(path: Path, gaussian: Gaussian, features: np.ndarray | None, extractor: str | None) -> None:
-    """Write an .npz that `read_statistics` reads; the file appears whole. Raises OSError naming ``path``."""
+def write_statistics(
+    path: Path, gaussian: Gaussian, features: np.ndarray | None, extractor: str | None, overwrite: bool = False
+) -> None:
+    """Write an .npz that `read_statistics` reads; the file appears whole.
+
+    Raises:
+        UsageError: for a file that is there and is none of ours, unless ``overwrite``.
+        RunError: for a file that cannot be written.
+    """
     known = {"images": gaussian.count, "extractor": extractor, "features": features}
     arrays = {name: np.asarray(value) for name, value in known.items() if value is not None}
-    with atomic_file(path) as stream:
-        np.savez(stream, mu=gaussian.mean, sigma=gaussian.covariance, **arrays)
+    to = name_file(path, npz.STATISTICS, overwrite=overwrite)
+    npz.write_statistics(to, {"mu": gaussian.mean, "sigma": gaussian.covariance, **arrays})
 
 
 def holds(path: Path, name: str) -> bool:

@@ -191,9 +191,9 @@ class Judge:
         gaussian = self.reference.gaussian
         return _facts(self.extractor, len(gaussian.mean), self.source, gaussian.count, self.reference.sha256)
 
-    def keep_reference(self, path: Path) -> None:
-        """Write the reference's statistics, which `open` takes in its place. Raises OSError naming ``path``."""
-        write_statistics(path, self.reference.gaussian, self.reference.features, self.extractor.sha256)
+    def keep_reference(self, path: Path, overwrite: bool = False) -> None:
+        """Write the reference's statistics, which `open` takes in its place. Raises as `write_statistics`."""
+        write_statistics(path, self.reference.gaussian, self.reference.features, self.extractor.sha256, overwrite)
 
     def _warning(self, found: Summary) -> str | None:
         features = len(found.gaussian.mean)

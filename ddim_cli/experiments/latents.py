@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from ddim_cli.errors import RunError
 from ddim_cli.experiments.batches import check_finite, denoise, ending_well, prepare
 from ddim_cli.experiments.rules import one_class
 from ddim_cli.experiments.start import Start
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.latents import latent_sha256, read_latent
+from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.npz import write_npz
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import describe_picture, identity
@@ -70,7 +70,7 @@ def execute(
     starts: Sequence[Start],
     reporter: Reporter | None = None,
     overwrite: bool = False,
-    npz: Path | None = None,
+    npz: NamedFile | None = None,
 ) -> Summary:
     """Make the pictures that are missing. The job's plan has as many images as there are latents, its seeds being
     their positions.
@@ -107,7 +107,7 @@ def execute(
         folder=job.folder.path,
         grid=grid,
         left=len(left),
-        npz=npz if npz is not None and not left else None,
+        npz=npz.path if npz is not None and not left else None,
     )
 
 
@@ -136,11 +136,8 @@ def _sheet(job: Job, starts: Sequence[Start], changed: bool) -> Path | None:
     return path
 
 
-def _collect(job: Job, starts: Sequence[Start], npz: Path) -> None:
-    """All pictures as one array, in the order of the latents. Raises RunError."""
+def _collect(job: Job, starts: Sequence[Start], npz: NamedFile) -> None:
+    """All pictures as one array, in the order of the latents. Raises as `write_npz`."""
     found = one_class(job.run)
     labels = None if found is None else [found] * len(starts)
-    try:
-        write_npz(npz, (picture_path(job, start) for start in starts), len(starts), labels, job.folder.fsync)
-    except OSError as error:
-        raise RunError(f"{error.filename or npz}: cannot be written: {error.strerror}") from None
+    write_npz(npz, (picture_path(job, start) for start in starts), len(starts), labels, job.folder.fsync)

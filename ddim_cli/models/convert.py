@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from ddim_cli.config.layers import merge, validate_layer
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import RunError, UsageError
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.load import load_described
 
@@ -16,13 +16,17 @@ def convert(model: ModelDescription, directory: Path, overwrite: bool = False) -
     """Write unet/ (safetensors, float32), scheduler/ and model_index.json, all or nothing.
 
     Raises:
-        UsageError: for a directory that is there already, or cannot be written.
+        UsageError: for a directory that is there already, or may not be made where it is named.
         ModelError: for weights that cannot be loaded.
+        RunError: where writing it fails, as on a full disk.
     """
     from diffusers import DDIMPipeline, DDIMScheduler
+    from safetensors import SafetensorError
 
     from ddim_cli.diffusion.betas import make_betas
 
+    if directory.name in ("", ".."):
+        raise UsageError(f"{directory}: name a directory to make, not one that you may be in")
     if directory.exists() and not overwrite and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory}: already there; replace it with --overwrite")
     layer = model.scheduler_layer()
@@ -41,7 +45,9 @@ def convert(model: ModelDescription, directory: Path, overwrite: bool = False) -
         if directory.exists():
             shutil.rmtree(directory) if directory.is_dir() else directory.unlink()
         temporary.rename(directory)
-    except OSError as error:
-        raise UsageError(f"{directory}: cannot be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        # The weights' own writer tells of a full disk in an error of its own.
+        kind = UsageError if isinstance(error, (PermissionError, NotADirectoryError)) else RunError
+        raise kind(f"{directory}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ddim_cli.errors import missing_extra
+from ddim_cli.outputs.named import Kind
 
 # The first is ours; the others step back.
 COLOURS = ("#1f77b4", "#d9822b", "#6b7a8f")
 MARKERS = "os^"
+SOFTWARE = "ddim bench --plot"
+PLOT = Kind.of_png("plot of ddim bench", SOFTWARE)
 
 
 @dataclass(frozen=True)
@@ -111,5 +114,5 @@ def draw_speeds(curves: Sequence[SpeedCurve], title: str, subtitle: str = "") ->
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color="#555555")
     axes.legend(frameon=False, loc="best")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata={"Software": SOFTWARE})
     return buffer.getvalue()

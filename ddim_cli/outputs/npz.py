@@ -6,7 +6,7 @@ import contextlib
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,8 +14,13 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ddim_cli.errors import RunError, UsageError
-from ddim_cli.outputs.atomic import atomic_file
+from ddim_cli.outputs.named import Kind, NamedFile
 from ddim_cli.outputs.picture import read_pixels
+
+# What tells ours from the arrays of others: both are laid out alike.
+_PICTURES, _STATISTICS = b"ddim sample --npz", b"ddim evaluate --keep-reference"
+PICTURES = Kind.of_archive("array of ddim sample", _PICTURES)
+STATISTICS = Kind.of_archive("statistics of ddim evaluate", _STATISTICS)
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
@@ -28,22 +33,24 @@ def _write_header(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> 
 
 
 def write_npz(
-    path: Path, pictures: Iterable[Path], count: int, labels: Sequence[int] | None = None, fsync: bool = False
+    to: NamedFile, pictures: Iterable[Path], count: int, labels: Sequence[int] | None = None, fsync: bool = False
 ) -> None:
     """Write ``count`` PNG files as one uncompressed .npz, one picture in memory at a time; whole or not at all.
 
     Args:
-        path: the file to write.
+        to: the file to write, of the kind `PICTURES`.
         pictures: the PNGs, in the order of the array; all of one size and mode.
         count: how many there are.
         labels: int64 [count], the classes, where there are any.
         fsync: as of `atomic_file`.
 
     Raises:
-        OSError: if ``path`` cannot be written.
-        RunError: for a picture that cannot be read, or has another size than the first.
+        UsageError: for a file that has come there since ``to`` was checked, and is not ours.
+        RunError: for a file that cannot be written, and a picture that cannot be read or has another size than the
+            first.
     """
-    with atomic_file(path, fsync) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+    with to.open(fsync) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = _PICTURES
         with _member(archive, "arr_0") as member:
             shape = None
             for picture in pictures:
@@ -60,6 +67,15 @@ def write_npz(
             with _member(archive, "arr_1") as member:
                 _write_header(member, (count,), np.dtype(np.int64))
                 member.write(np.asarray(labels, np.int64).tobytes())
+
+
+def write_statistics(to: NamedFile, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays that `numpy.load` reads, of the kind `STATISTICS`; whole or not at all. Raises as `write_npz`."""
+    with to.open() as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = _STATISTICS
+        for name, array in arrays.items():
+            with _member(archive, name) as member:
+                npy.write_array(member, array, allow_pickle=False)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -35,11 +35,13 @@ def read_pixels(path: Path | str) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def encode_png(image: Image.Image, text: str | None = None) -> bytes:
-    """The bytes of a PNG; the same image and text give the same bytes."""
+def encode_png(image: Image.Image, text: str | None = None, software: str | None = None) -> bytes:
+    """The bytes of a PNG; the same image and text give the same bytes. ``software`` is a field of PNG for its maker."""
     info = PngImagePlugin.PngInfo()
     if text is not None:
         info.add_itxt(CHUNK, text, zip=True)
+    if software is not None:
+        info.add_text("Software", software)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from itertools import cycle
 
 from ddim_cli.errors import missing_extra
+from ddim_cli.outputs.named import Kind
 
 # Hollow and of different shapes, so that grids which share timesteps stay apart.
 MARKERS = "os^Dv"
+SOFTWARE = "ddim schedule --plot"
+PLOT = Kind.of_png("plot of ddim schedule", SOFTWARE)
 
 
 @dataclass(frozen=True)
@@ -48,5 +51,5 @@ def draw_schedules(curves: Sequence[Curve]) -> bytes:
         axes.grid(alpha=0.3)
     above.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", metadata={"Software": SOFTWARE})
     return buffer.getvalue()

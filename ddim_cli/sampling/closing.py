@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim_cli.config.seeds import parse_classes
-from ddim_cli.errors import RunError, UsageError
-from ddim_cli.outputs.npz import write_npz
+from ddim_cli.outputs.named import NamedFile, name_file
+from ddim_cli.outputs.npz import PICTURES, write_npz
 
 if TYPE_CHECKING:
     from ddim_cli.sampling.run import Job
 
 
-def check_npz(path: Path) -> None:
-    """UsageError if ``path`` cannot become a file, so that it is said before hours of sampling."""
-    if path.is_dir():
-        raise UsageError(f"--npz {path}: is a folder")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"--npz {path}: there is no folder {path.parent}")
+def name_npz(path: Path, overwrite: bool) -> NamedFile:
+    """The file of ``--npz``. UsageError for one that is not to be written, so that it is said before hours of sampling.
+
+    ``overwrite`` is the one of the run, which makes the pictures anew too: so it is not the first thing to be advised.
+    """
+    remedy = "delete it (--overwrite replaces it, and makes the pictures anew)"
+    return name_file(path, PICTURES, "--npz", overwrite, remedy)
 
 
 def close_folder(job: Job, made: int, seconds: float) -> list[int]:
@@ -34,7 +35,7 @@ def close_folder(job: Job, made: int, seconds: float) -> list[int]:
     return left
 
 
-def collect_npz(job: Job, left: Sequence[int], path: Path) -> bool:
+def collect_npz(job: Job, left: Sequence[int], to: NamedFile) -> bool:
     """Write the pictures of this command's plan, in ascending order of their seeds, into one array.
 
     Nothing is written, and False returned, while one of them is missing.
@@ -48,8 +49,5 @@ def collect_npz(job: Job, left: Sequence[int], path: Path) -> bool:
         numbers = parse_classes(classes)
         labels = [numbers[seed % len(numbers)] for seed in seeds]
     pictures = (job.folder.picture(seed) for seed in seeds)
-    try:
-        write_npz(path, pictures, len(seeds), labels, job.folder.fsync)
-    except OSError as error:
-        raise RunError(f"{error.filename or path}: cannot be written: {error.strerror}") from None
+    write_npz(to, pictures, len(seeds), labels, job.folder.fsync)
     return True

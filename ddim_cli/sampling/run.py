@@ -17,6 +17,7 @@ from ddim_cli.diffusion.step import X0Treatment
 from ddim_cli.errors import InterruptedRunError, UsageError
 from ddim_cli.models.load import SamplingNetwork
 from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.sidecar import identity, identity_hash
 from ddim_cli.outputs.writer import PictureWriter
 from ddim_cli.sampling.closing import close_folder, collect_npz
@@ -304,7 +305,7 @@ def execute(
     job: Job,
     reporter: Reporter | None = None,
     overwrite: bool = False,
-    npz: Path | None = None,
+    npz: NamedFile | None = None,
     load: Load = load_job_network,
 ) -> Summary:
     """Make what is missing of a job; into ``npz``, once the whole plan is there, all its pictures as one array.
@@ -340,7 +341,7 @@ def execute(
     return conclude(job, made, seconds, reporter, npz)
 
 
-def conclude(job: Job, made: int, seconds: float, reporter: Reporter, npz: Path | None) -> Summary:
+def conclude(job: Job, made: int, seconds: float, reporter: Reporter, npz: NamedFile | None) -> Summary:
     """What is to be done once the job's own images are there, and the summary."""
     folder, left = job.folder, close_folder(job, made, seconds)
     collected = False
@@ -348,4 +349,4 @@ def conclude(job: Job, made: int, seconds: float, reporter: Reporter, npz: Path 
         reporter.closing(f"writing {npz}")
         collected = collect_npz(job, left, npz)
     grid = folder.grid if job.run.config.output.grid and folder.grid.exists() else None
-    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, len(left), npz if collected else None)
+    return Summary(made, len(job.seeds) - made, seconds, folder.path, grid, len(left), npz.path if collected else None)

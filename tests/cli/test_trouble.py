@@ -212,6 +212,30 @@ def test_the_log_file_is_a_plain_copy(ddim, tiny_model, tmp_path):
     assert "\x1b" not in "".join(later)
 
 
+def test_the_log_file_has_what_is_refused(ddim, tmp_path):
+    """The arguments themselves, the settings, and a model: each is in the log, one after the other."""
+    wrong = (["--steps", "x"], ["--no-such"], ["--steps", 0], ["-m", "nothing/of/this"])
+    for number, args in enumerate(wrong, start=1):
+        result = ddim("sample", *args, "--log-file=run.log" if number % 2 else "--log-file", *["run.log"][number % 2 :])
+        assert result.exit_code == 2
+        lines = (tmp_path / "run.log").read_text().splitlines()
+        assert len(lines) == number
+        assert lines[-1].startswith("error: ")
+        assert lines[-1].removeprefix("error: ") in result.stderr
+    # No file where the option is none of the command's, or no name follows.
+    for args in (["env", "--log-file", "other.log"], ["sample", "--log-file"], ["sample", "--", "--log-file", "o.log"]):
+        assert ddim(*args).exit_code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["run.log"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device there")
+def test_a_log_file_on_a_full_disk_is_told_once(ddim, tiny_model, tmp_path):
+    result = ddim("sample", "-m", tiny_model, "--steps", 1, "-n", 2, "-o", "out", "--log-file", "/dev/full")
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: --log-file /dev/full: cannot be written: No space left on device; ") == 1
+    assert whole(tmp_path / "out") == 2
+
+
 def test_an_array_of_a_finished_folder_and_of_shards(ddim, tiny_model, tmp_path):
     import numpy as np
 

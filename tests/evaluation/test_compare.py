@@ -101,6 +101,33 @@ def test_difference_pictures_show_where(ddim, tmp_path):
         assert image.getpixel((left + 1, 7)) == (0, 0, 0)
 
 
+def test_difference_pictures_of_before_go_and_nothing_else(ddim, tmp_path):
+    command = ("compare", "golden", "new", "--diff-dir", "diffs")
+    save(tmp_path / "golden", {0: grey(100), 1: grey(100)})
+    save(tmp_path / "new", {0: grey(104), 1: grey(104)})
+    assert ddim(*command).exit_code == 3
+    (tmp_path / "diffs" / "notes.png").write_bytes((tmp_path / "diffs" / "000000.png").read_bytes())
+    (tmp_path / "diffs" / "notes.txt").write_text("mine")
+    save(tmp_path / "new", {0: grey(100)})
+    assert ddim(*command).exit_code == 3
+    assert sorted(p.name for p in (tmp_path / "diffs").iterdir()) == ["000001.png", "notes.png", "notes.txt"]
+    save(tmp_path / "new", {1: grey(100)})
+    assert ddim(*command).exit_code == 0
+    assert sorted(p.name for p in (tmp_path / "diffs").iterdir()) == ["notes.png", "notes.txt"]
+
+
+def test_pictures_of_others_are_no_difference_pictures(ddim, tmp_path):
+    save(tmp_path / "golden", {0: grey(100)})
+    save(tmp_path / "new", {0: grey(104)})
+    before = (tmp_path / "new" / "000000.png").read_bytes()
+    result = ddim("compare", "golden", "new", "--diff-dir", "new")
+    assert result.exit_code == 2
+    assert "--diff-dir new: 000000.png in there is no difference picture of ddim compare" in result.stderr
+    assert (tmp_path / "new" / "000000.png").read_bytes() == before
+    assert ddim("compare", "golden", "new", "--diff-dir", "new/000000.png").exit_code == 2
+    assert ddim("compare", "golden", "new", "--diff-dir", "new/000000.png/a").exit_code == 2
+
+
 def test_the_table_is_short_and_the_worst_come_first(ddim, tmp_path):
     save(tmp_path / "golden", {s: grey(100) for s in range(60)})
     save(tmp_path / "new", {s: grey(100 + (s == 7) + 9 * (s == 50)) for s in range(60)})

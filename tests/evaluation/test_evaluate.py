@@ -280,7 +280,7 @@ def test_a_sweep_is_scored_cell_by_cell(ddim, tiny_model, network, tmp_path):
         (["a", "--reference", "a", "--inception", "x.pth"], "--inception x.pth: there is no such file"),
         (["a", "--reference", "mnist", "--keep-reference", "x.txt"], "the name must end in .npz"),
         (["a", "--reference", "mnist", "--keep-reference", "b/x.npz"], "there is no folder b"),
-        (["a", "--reference", "mnist", "--keep-reference", "there.npz"], "there.npz: is there already"),
+        (["a", "--reference", "mnist", "--keep-reference", "there.npz"], "there.npz: is there, and is no statistics"),
         (["a", "--reference", "mnist", "--device", "cuda:99"], "device cuda:99: there is n"),
         (["sweep", "--reference", "mnist"], "sweep/sweep.json: is not a sweep.json of ddim"),
     ],

@@ -5,7 +5,12 @@ import pytest
 from PIL import Image
 
 from ddim_cli.errors import RunError
-from ddim_cli.outputs.npz import write_npz
+from ddim_cli.outputs.named import name_file
+from ddim_cli.outputs.npz import PICTURES, write_npz
+
+
+def target(path):
+    return name_file(path, PICTURES)
 
 
 def save(folder, count, size=(6, 5), channels=3):
@@ -20,7 +25,7 @@ def save(folder, count, size=(6, 5), channels=3):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_one_array_in_the_order_given(tmp_path, channels):
     files, expected = save(tmp_path, 5, channels=channels)
-    write_npz(tmp_path / "a.npz", reversed(files), 5)
+    write_npz(target(tmp_path / "a.npz"), reversed(files), 5)
     with np.load(tmp_path / "a.npz") as found:
         assert found.files == ["arr_0"]
         assert found["arr_0"].dtype == np.uint8
@@ -30,7 +35,7 @@ def test_one_array_in_the_order_given(tmp_path, channels):
 def test_classes_and_equal_bytes(tmp_path):
     files, _ = save(tmp_path, 3)
     for name in "ab":
-        write_npz(tmp_path / name, files, 3, labels=[7, 8, 7])
+        write_npz(target(tmp_path / name), files, 3, labels=[7, 8, 7])
     assert np.load(tmp_path / "a")["arr_1"].tolist() == [7, 8, 7]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -40,7 +45,7 @@ def test_memory_stays_flat(tmp_path):
     peaks = []
     for times in (1, 25):
         tracemalloc.start()
-        write_npz(tmp_path / "a.npz", files * times, 4 * times)
+        write_npz(target(tmp_path / "a.npz"), files * times, 4 * times)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 256 * 256 * 3
@@ -50,8 +55,8 @@ def test_a_picture_that_does_not_fit_leaves_no_file(tmp_path):
     files, _ = save(tmp_path, 3)
     Image.new("RGB", (9, 9)).save(files[1])
     with pytest.raises(RunError, match=r"000001.png: is 9 x 9 x 3, and the pictures before it are 5 x 6 x 3"):
-        write_npz(tmp_path / "a.npz", files, 3)
+        write_npz(target(tmp_path / "a.npz"), files, 3)
     files[2].write_bytes(b"no picture")
     with pytest.raises(RunError, match=r"000002.png: cannot be read"):
-        write_npz(tmp_path / "a.npz", files[2:], 1)
+        write_npz(target(tmp_path / "a.npz"), files[2:], 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == [p.name for p in files]

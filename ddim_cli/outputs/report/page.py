@@ -14,15 +14,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ddim_cli.errors import RunError, UsageError
-from ddim_cli.outputs.atomic import remove_leftovers, write_atomically
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.atomic import remove_leftovers
 from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.named import Kind, name_file
 from ddim_cli.outputs.report import sweep
 from ddim_cli.outputs.report.contents import Links, OnImage, facts, read_folder, settings
 from ddim_cli.outputs.sweep import is_sweep, read_sweep
 
 SCHEMA = "ddim-cli/report/1"
 NAME = "report.html"
+PAGE = Kind.of_text("page of ddim report", b'name="generator" content="ddim report"')
 # Beyond this, a list of what is wrong is not read.
 MOST_PROBLEMS = 200
 
@@ -43,7 +45,11 @@ class Report:
 
 
 def write_report(
-    folder: Path, to: Path | None = None, embed: bool = False, on_image: OnImage = lambda done, total: None
+    folder: Path,
+    to: Path | None = None,
+    embed: bool = False,
+    on_image: OnImage = lambda done, total: None,
+    overwrite: bool = False,
 ) -> Report:
     """Write the page of an output folder or a sweep. The same folder gives the same bytes.
 
@@ -52,40 +58,25 @@ def write_report(
         to: the file to write; None: report.html in the folder.
         embed: have the pictures inside the file, in place of their ways from it.
         on_image: called with the number of pictures read and their total.
+        overwrite: replace a file that is there and is no such page.
 
     Raises:
         UsageError: for a folder that is not there or holds nothing of ddim, and a file that is another's.
         RunError: for a file that cannot be written.
     """
-    to = to or folder / NAME
     try:
-        _check(folder, to)
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
     except OSError as error:
         raise UsageError(f"{str(error.filename)[:200]}: {error.strerror}") from None
+    file = name_file(to or folder / NAME, PAGE, overwrite=overwrite)
+    to = file.path
     data = contents(folder, Links(to.parent, embed), on_image)
     page = render(data).encode()
-    remove_leftovers(to.parent)
-    try:
-        write_atomically(to, page)
-    except OSError as error:
-        raise RunError(f"{to}: cannot be written: {error.strerror}; -o FILE puts it elsewhere") from None
+    remove_leftovers(folder)
+    file.write(page)
     images = sum(len(one["pictures"]) for one in data["sets"])
     return Report(to, data["kind"], images, len(data["sets"]), tuple(data["problems"]), len(page), embed)
-
-
-def _check(folder: Path, to: Path) -> None:
-    """UsageError for what is no folder, and for a file that cannot be the page, or is of another kind."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
-    if to.is_dir():
-        raise UsageError(f"{to}: is a folder; name the file to write")
-    if not to.parent.is_dir():
-        raise UsageError(f"{to}: there is no folder {to.parent}")
-    if to.exists():
-        with to.open("rb") as stream:
-            ours = b'name="generator" content="ddim report"' in stream.read(1000)
-        if not ours:
-            raise UsageError(f"{to}: is there, and is no page of ddim report; choose another file with -o")
 
 
 def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total: None) -> dict[str, Any]:
