@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler as Reference
 from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 
 from ddim_cli import DDIMScheduler
-from ddim_cli.errors import ConfigError
+from ddim_cli.errors import ConfigError, UsageError
 
 TOLERANCE = 2e-5
 STEPS = (1, 2, 3, 7, 13)
@@ -488,6 +488,34 @@ def test_a_step_before_set_timesteps_is_refused():
         DDIMScheduler().step(X_T, 900, X_T)
     with pytest.raises(ConfigError, match="set_timesteps"):
         DDIMScheduler().step_inverse(X_T, 900, X_T)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 3 images"),
+        ({"generator": [torch.Generator()] * 4}, "4 generators for 3 images"),
+        ({"generator": []}, "0 generators for 3 images"),
+        ({"generator": (torch.Generator(),) * 3}, "generator is a tuple"),
+        ({"generator": 0}, "generator is a int"),
+        (
+            {"variance_noise": torch.zeros(1, 1, 2, 3)},
+            r"variance_noise is \[1, 1, 2, 3\], and the sample",
+        ),
+        ({"model_output": torch.zeros(3, 1, 1, 1)}, "model_output is"),
+        ({"model_output": None}, "model_output is None"),
+        ({"model_output": (torch.zeros(3, 1, 2, 3),)}, "model_output is a tuple"),
+        ({"timestep": None}, "timestep None is not in the grid"),
+        ({"timestep": 800.5}, "timestep 800.5 is not in the grid"),
+        ({"timestep": torch.tensor([800, 600])}, "is not in the grid"),
+    ],
+)
+def test_what_does_not_fit_the_sample_is_refused(given, says):
+    """Fewer rows or generators would be broadcast, and more left unused."""
+    ours, x = DDIMScheduler(), torch.zeros(3, 1, 2, 3)
+    ours.set_timesteps(5)
+    with pytest.raises(UsageError, match=says):
+        ours.step(**{"model_output": x, "timestep": 800, "sample": x, "eta": 1.0, **given})
 
 
 def test_an_explicit_grid():
