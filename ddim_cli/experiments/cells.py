@@ -59,8 +59,7 @@ def _check_flags(layers: Sequence[Layer], sweep: Sweep) -> None:
             other = replaced_by(key, swept)
             if other is not None:
                 raise ConfigError(
-                    f"{layer.origins[key]}: {key} says what {other} does, and that is on an axis of the sweep; leave it "
-                    "out"
+                    f"{layer.origins[key]}: {key} says what {other} does, which is on an axis; leave it out"
                 )
 
 

@@ -147,7 +147,7 @@ def test_steps_and_timesteps_in_turn_on_one_axis():
 def test_an_option_that_an_axis_would_replace_is_refused(tiny_model, axis, flag):
     layer = table_layer({"model": {"source": str(tiny_model)}}, "model")
     [(key, (option, _))] = flag.items()
-    with pytest.raises(ConfigError, match=f"^{option}: {key} says what .* is on an axis of the sweep; leave it out"):
+    with pytest.raises(ConfigError, match=f"^{option}: {key} says what .* does, which is on an axis; leave it out"):
         resolve_cells([layer, flags_layer(flag)], parse_sweep([], [axis]))
     # In a file, which is of other runs too, it is replaced without a word, as by any higher layer.
     below = table_layer({"sampling": {key.partition(".")[2]: flag[key][1]}}, "run.toml")
