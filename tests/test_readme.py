@@ -34,6 +34,16 @@ def test_every_key_is_in_the_reference_with_its_default(section):
             assert shown == (expected.lower() if isinstance(default, bool) else expected), name
 
 
+def test_every_command_is_named():
+    from typer.main import get_command
+
+    from ddim_cli.cli.app import app
+
+    names = list(get_command(app).commands)
+    assert "sample" in names
+    assert [name for name in names if f"ddim {name}" not in README] == []
+
+
 def test_every_file_and_flag_that_is_named_exists():
     for path in re.findall(r"\]\(([^)h#][^)]*)\)|`(configs/[\w.]+)`", README):
         assert (ROOT / (path[0] or path[1])).exists(), path

@@ -485,10 +485,10 @@ def progress(
 
 
 @contextlib.contextmanager
-def spinner(what: str) -> Iterator[Callable[[int, int], None]]:
+def spinner(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """On a terminal, a spinner while something runs, with a count: call what is yielded with (done, total)."""
     console = stderr()
-    if not console.is_terminal:
+    if quiet or not console.is_terminal:
         yield lambda done, total: None
         return
     with console.status(what) as status:

@@ -29,7 +29,8 @@ def env(verbose: Verbose = False, json: Json = False) -> None:
     import torch
 
     from ddim_cli.models.describe import bundled_names
-    from ddim_cli.sampling.precision import choose_device, choose_dtype, device_name, total_memory
+    from ddim_cli.models.device import choose_device, choose_dtype
+    from ddim_cli.sampling.precision import device_name, total_memory
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():

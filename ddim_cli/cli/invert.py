@@ -51,8 +51,9 @@ def invert(
     Find the latents of pictures by DDIM inversion, and what sampling makes of these.
 
     Each picture NAME goes up the grid to NAME.latent.safetensors, and down the same grid to NAME.recon.png, in as many
-    steps. The error is the mean squared difference a dimension, pictures scaled to [0, 1]. It needs eta 0; clipping
-    and thresholding are off in both directions. A picture of another size is cropped and resized, which is said.
+    steps. How far that is from the picture is told as the squared difference a dimension, pictures scaled to [0, 1].
+    It needs eta 0; clipping and thresholding are off in both directions. A picture of another size is cropped and
+    resized, which is said.
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
@@ -65,7 +66,7 @@ def invert(
     one_class(run)
     for warning in run.warnings:
         console.warn(warning)
-    if turned_off:
+    if turned_off and not quiet:
         say_turned_off(turned_off)
     with console.progress(quiet, verbose) as progress:
         from ddim_cli.experiments.inputs import read_input
@@ -151,9 +152,10 @@ def show_inverted(found: Inverted) -> None:
     lines = [f"{r.input.path.name:<{width}}  {r.error:.6f}" for r in shown]
     if len(found.reconstructions) > len(shown):
         lines.append(f"... and {len(found.reconstructions) - len(shown):,} more, each in its sidecar")
-    rows["error"] = "\n".join(lines)
+    # Not "error", the paper's word: on a line of its own it would read as a failure.
+    rows["squared difference"] = "\n".join(lines)
     if len(found.reconstructions) > 1:
-        rows["mean error"] = f"{found.mean_error:.6f}"
+        rows["mean of all"] = f"{found.mean_error:.6f}"
     rows |= {"folder": found.folder, "side by side": found.sheet}
     for name, value in rows.items():
         console.log(f"{name}: {value}")

@@ -85,7 +85,7 @@ def replay(
     if json:
         console.print_json(as_json(originals, agreements, out, check))
     elif check:
-        show(agreements, out)
+        show(agreements, out, quiet)
     elif not quiet:
         made = sum(len(group.seeds) for group in groups)
         console.show_table({"images": f"{console.counted(made, 'image')} made again", "folder": out}, "done")
@@ -187,8 +187,8 @@ def as_json(
     }
 
 
-def show(agreements: Sequence[Agreement], out: Path | None) -> None:
-    """What was found, on stdout: the problems one by one, then how many are equal or close."""
+def show(agreements: Sequence[Agreement], out: Path | None, quiet: bool = False) -> None:
+    """What was found, on stdout: the problems one by one, then, unless ``quiet``, how many are equal or close."""
     from ddim_cli.evaluation.replayed import worst
 
     bad = [a for a in agreements if a.problem is not None]
@@ -196,6 +196,8 @@ def show(agreements: Sequence[Agreement], out: Path | None) -> None:
     equal = len(agreements) - len(bad) - len(close)
     for a in bad:
         typer.echo(f"{a.original.file}: {a.problem}")
+    if quiet:
+        return
     counts = [f"{equal:,} with equal hashes"] if equal else []
     if close:
         lowest = worst(close)

@@ -47,8 +47,8 @@ def report_page(
     """
     from ddim_cli.outputs.report.page import write_report
 
-    with console.spinner(f"reading {folder}") as update:
-        found = write_report(folder, out, embed, (lambda done, total: None) if quiet else update, overwrite)
+    with console.spinner(f"reading {folder}", quiet) as update:
+        found = write_report(folder, out, embed, update, overwrite)
     if embed and found.bytes > MANY_BYTES:
         console.warn(f"{found.path} has {found.bytes / 1e6:,.0f} MB; browsers take a while to open that")
     if not quiet:

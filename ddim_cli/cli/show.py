@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from ddim_cli.errors import UsageError, missing_extra
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.segment import Segments
 
 # Of a sheet of half blocks, two pixels a character: so few pictures that each can be recognised.
 MOST_IN_BLOCKS, FEWEST_ACROSS, SMALLEST, LARGEST = 16, 4, 16, 48
@@ -35,21 +37,52 @@ def show_pictures(paths: Sequence[Path]) -> None:
     if not screen.is_terminal:
         console.warn("--show: stdout is no terminal, so nothing is shown")
         return
-    from textual_image.renderable import HalfcellImage
-    from textual_image.renderable import Image as TerminalImage
-
     from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
     from ddim_cli.outputs.picture import read_own
 
-    blocks = TerminalImage is HalfcellImage
-    shown = [read_own(path) for path in paths[: MOST_IN_BLOCKS if blocks else MOST_IMAGES]]
-    if blocks:
-        sheet = block_sheet(shown, screen.width)
-        screen.print(HalfcellImage(sheet, width=sheet.width, height=-(-sheet.height // 2)))
-    else:
-        screen.print(TerminalImage(contact_sheet(shown), width="auto", height="auto"))
+    in_pixels = pixel_image()
+    shown = [read_own(path) for path in paths[: MOST_IMAGES if in_pixels else MOST_IN_BLOCKS]]
+    if in_pixels:
+        try:
+            screen.print(in_pixels(contact_sheet(shown), width="auto", height="auto"))
+        except Exception:
+            # It takes pixels, but what it says of its size does not fit that.
+            in_pixels, shown = None, shown[:MOST_IN_BLOCKS]
+    if not in_pixels:
+        screen.print(half_blocks(block_sheet(shown, screen.width)), end="")
     if len(paths) > len(shown):
         screen.print(f"the first {len(shown)} of {len(paths):,} images", style="dim")
+
+
+def pixel_image() -> type | None:
+    """textual-image's class of pictures in pixels for this terminal; None where it takes none, or does not answer."""
+    # Of a terminal that does not tell its size it logs a traceback, and assumes one.
+    logging.getLogger("textual_image").setLevel(logging.ERROR)
+    try:
+        # The terminal is asked while this is imported; where it cannot be, the errors are of many kinds.
+        from textual_image import renderable
+    except Exception:
+        return None
+    return renderable.Image if renderable.Image in (renderable.SixelImage, renderable.TGPImage) else None
+
+
+def half_blocks(sheet: Image.Image) -> Segments:
+    """An RGB picture of an even number of rows, two pixels a character: of the upper half its colour, then its ground.
+
+    Not textual-image's, which asks for the size of a character, and some terminals do not answer.
+    """
+    from rich.color import Color
+    from rich.segment import Segment, Segments
+    from rich.style import Style
+
+    def pixel(x: int, y: int) -> Color:
+        return Color.from_rgb(*sheet.getpixel((x, y)))
+
+    rows = []
+    for y in range(0, sheet.height, 2):
+        rows += [Segment("▀", Style(color=pixel(x, y), bgcolor=pixel(x, y + 1))) for x in range(sheet.width)]
+        rows.append(Segment.line())
+    return Segments(rows)
 
 
 def block_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -100,8 +100,7 @@ def sweep(
     for warning in warnings:
         console.warn(warning)
     with console.progress(quiet, verbose, kind=console.SweepProgress) as progress:
-        from ddim_cli.experiments.sweep import execute, make_plan
-        from ddim_cli.sampling.run import pending
+        from ddim_cli.experiments.sweep import execute, look, make_plan
 
         plan = make_plan(wanted, cells, part)
         given = {
@@ -113,7 +112,7 @@ def sweep(
         asked = {**wanted.scoring, **{name: value for name, value in given.items() if value is not None}}
         scorer = open_scorer(plan, asked, progress)
         if dry_run:
-            todo = [len(pending(own.job, overwrite)) for own in plan.cells]
+            todo = look(plan, overwrite)
         else:
             found = execute(plan, progress, overwrite, scorer)
     if dry_run:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ddim_cli.config.layers import Layer, list_values, nearest, validate_layer
+from ddim_cli.config.layers import Layer, list_values, nearest, replaced_by, validate_layer
 from ddim_cli.config.schema import KEYS
 from ddim_cli.config.write import toml_value
 from ddim_cli.errors import ConfigError
@@ -212,6 +212,10 @@ def _make_override(table: Any, swept: Mapping[str, Sequence[Any]], origin: str) 
     for key in layer.values:
         if key in swept:
             raise ConfigError(f"{origin}: set names {key}, which is on an axis")
+        # A number of images is the first so many of the seeds, whichever way these are said.
+        other = replaced_by(key, swept) if key != "sampling.num_images" else None
+        if other is not None:
+            raise ConfigError(f"{origin}: set names {key}, which says what {other} does, and that is on an axis")
     return Override(when, layer)
 
 
@@ -226,12 +230,18 @@ def swept_keys(axes: Iterable[Axis]) -> dict[str, list[Any]]:
 
 
 def _check_axes(axes: Sequence[Axis], origin: str) -> None:
-    """Raise ConfigError for a key on two axes."""
+    """Raise ConfigError for a key on two axes, or on one beside a key of another that replaces it."""
     owner: dict[str, str] = {}
     for axis in axes:
         for key in swept_keys([axis]):
             if owner.setdefault(key, axis.name) != axis.name:
                 raise ConfigError(f"{origin}: {key} is on two axes, {owner[key]} and {axis.name}")
+            other = replaced_by(key, [known for known, name in owner.items() if name != axis.name])
+            if other is not None:
+                raise ConfigError(
+                    f"{origin}: {key} and {other} say the same thing in two ways, and are on two axes, {axis.name} and "
+                    f"{owner[other]}; keep one, or set them in turn on one axis of tables"
+                )
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:

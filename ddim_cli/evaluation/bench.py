@@ -26,11 +26,11 @@ from ddim_cli.errors import RunError
 from ddim_cli.evaluation import pixels
 from ddim_cli.evaluation.baselines import BASELINES, check_comparable, make_baseline
 from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, spread, synchronize
+from ddim_cli.models.device import choose_device
 from ddim_cli.models.inspect import flops
 from ddim_cli.outputs.writer import PictureWriter
 from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import Picture, is_out_of_memory, run_batches
-from ddim_cli.sampling.precision import choose_device
 from ddim_cli.sampling.resolve import Run, judge
 from ddim_cli.sampling.run import Job, Reporter, load_job_network, make_job, make_sampler
 

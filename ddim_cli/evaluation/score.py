@@ -27,8 +27,9 @@ from ddim_cli.evaluation.frechet import (
 )
 from ddim_cli.evaluation.pictures import PictureFiles, Pictures, open_pictures
 from ddim_cli.evaluation.reference import holds, read_statistics, spread_out, write_statistics
+from ddim_cli.models.device import choose_device
 from ddim_cli.sampling.loop import is_out_of_memory
-from ddim_cli.sampling.precision import choose_device, without_tf32
+from ddim_cli.sampling.precision import without_tf32
 
 # Features are kept of so many pictures at most, for the kernel distance: of Inception's 80 MB.
 MOST_KEPT = 10_000

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ddim_cli.config.layers import Layer, merge
+from ddim_cli.config.layers import Layer, merge, replaced_by
 from ddim_cli.config.sweep import Cell, Sweep, swept_keys, without_sweep
 from ddim_cli.errors import ConfigError
 from ddim_cli.models.describe import describe_model
@@ -50,12 +50,17 @@ def _names(cells: Sequence[Cell]) -> Iterator[str]:
 
 
 def _check_flags(layers: Sequence[Layer], sweep: Sweep) -> None:
-    """Raise ConfigError for a key on an axis that an option sets too: it would have no say."""
+    """Raise ConfigError for a key that an option sets, and an axis too or replaces: it would have no say."""
     swept = swept_keys(sweep.axes)
     for layer in layers:
         for key in _typed(layer):
             if key in swept:
                 raise ConfigError(f"{layer.origins[key]}: {key} is on an axis of the sweep; leave it out")
+            other = replaced_by(key, swept)
+            if other is not None:
+                raise ConfigError(
+                    f"{layer.origins[key]}: {key} says what {other} does, which is on an axis; leave it out"
+                )
 
 
 def _typed(layer: Layer) -> dict[str, Any]:

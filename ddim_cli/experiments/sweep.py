@@ -219,6 +219,45 @@ def manifest(
     }
 
 
+def within(plan: Plan, there: Mapping[str, Any]) -> bool:
+    """Whether ``there``, a sweep.json, has all cells of the plan and others beside.
+
+    Raises:
+        UsageError: where each has cells that the other has not: those would be lost.
+    """
+    ours, theirs = {own.name for own in plan.cells}, {cell["folder"] for cell in there.get("cells", ())}
+    if ours < theirs:
+        return True
+    if not theirs <= ours:
+        path, other = plan.folder / MANIFEST, next(c for c in there["cells"] if c["folder"] not in ours)
+        raise UsageError(
+            f"{path} is of another sweep, with a cell {other.get('title', other['folder'])} that this one lacks; "
+            "choose another folder with --out, give one sweep the values of both, or replace it with --overwrite"
+        )
+    return False
+
+
+def _joined(there: Mapping[str, Any], plan: Plan, results: Sequence[CellResult]) -> dict[str, Any]:
+    """A sweep.json with more cells than the plan, and in it what became of the plan's."""
+    found = {result.own.name: result.as_json() for result in results}
+    new = [{**cell, **found.get(cell["folder"], {}), "at": cell["at"]} for cell in there["cells"]]
+    seeds = {} if len(plan.seeds) <= there.get("images", 0) else {"seeds": format_seeds(plan.seeds)}
+    return {**there, **seeds, **({"images": len(plan.seeds)} if seeds else {}), "cells": new}
+
+
+def look(plan: Plan, overwrite: bool = False) -> list[int]:
+    """How many images of each cell are to be made.
+
+    Raises:
+        UsageError: if the folder holds another sweep, or a cell's pictures of other settings, and ``overwrite`` is
+            false.
+    """
+    todo = [len(pending(own.job, overwrite)) for own in plan.cells]
+    if not overwrite and is_sweep(plan.folder):
+        within(plan, read_sweep(plan.folder))
+    return todo
+
+
 def _rate(folder: OutputFolder, summary: Summary) -> float | None:
     """Images a second: of this run, or of the one before that finished the folder."""
     if summary.images_per_second is not None:
@@ -275,13 +314,13 @@ def execute(
     """Make what is missing of every cell, score them, and draw the sheet.
 
     Raises:
-        UsageError: if a cell's folder holds pictures of other settings and ``overwrite`` is false; before any is made.
+        UsageError: as `look` does, before any is made; also where another sweep begins in this folder at the same time.
         RunError: if a cell fails; what was finished stays.
         InterruptedRunError: on Ctrl-C; likewise.
     """
     reporter = reporter or SweepReporter()
     before = read_sweep(plan.folder) if is_sweep(plan.folder) and not overwrite else {}
-    ahead = [len(pending(own.job, overwrite)) for own in plan.cells]
+    ahead = look(plan, overwrite)
     todo = {i: (own.job, count) for i, (own, count) in enumerate(zip(plan.cells, ahead, strict=True)) if count}
     busy = {plan.cells[i].name for i in todo}
     OutputFolder(plan.folder).create()
@@ -293,12 +332,20 @@ def execute(
     done = {own.name: _known(before, own) for own in plan.cells if own.name not in busy and not _left_by_shards(own)}
     results: list[CellResult] = []
 
-    def write() -> None:
-        _write_changed(plan.folder / MANIFEST, encode_sweep(manifest(plan, results, created, done)), fsync)
+    def write(anew: bool = False) -> bool:
+        """Write sweep.json; whether it has the cells of this sweep alone. What is there is checked under the lock."""
+        path = plan.folder / MANIFEST
+        with locked(path):
+            there = read_sweep(plan.folder) if path.exists() and not anew else {}
+            joins = within(plan, there)
+            found = _joined(there, plan, results) if joins else manifest(plan, results, created, done)
+            _write_changed(path, encode_sweep(found), fsync)
+        return not joins
 
     try:
-        if todo:
-            write()
+        if todo or overwrite:
+            # Whoever comes later finds which cells this folder is for.
+            write(anew=overwrite)
         for number, own in enumerate(plan.cells, start=1):
             reporter.cell(number, own.cell.title)
             summary = _named(own, lambda job=own.job: execute_job(job, reporter, overwrite, load=networks.load))
@@ -312,12 +359,14 @@ def execute(
                 reporter.closing(f"scoring {result.own.cell.title}, {number + 1} of {len(results)}")
                 score = _named(result.own, lambda r=result: _score(r, scorer))
                 results[number] = replace(result, score=score)
-        write()
-        sheet = None
-        if not any(result.summary.left for result in results):
+        whole, sheet = write(), plan.folder / SHEET
+        if not whole or any(result.summary.left for result in results):
+            # One of a sweep with more cells shows this one's too.
+            sheet = sheet if not whole and sheet.exists() else None
+        else:
             reporter.closing("drawing the sheet")
-            sheet = plan.folder / SHEET
-            _write_changed(sheet, encode_png(draw(plan, results)), fsync)
+            with locked(sheet):
+                _write_changed(sheet, encode_png(draw(plan, results)), fsync)
     except OSError as error:
         raise RunError(f"{error.filename or plan.folder}: cannot be written: {error.strerror}") from None
     finally:
@@ -327,9 +376,8 @@ def execute(
 
 def _write_changed(path: Path, content: bytes, fsync: bool) -> None:
     """Write a file, unless it is there with this content: a sweep that does nothing touches nothing. Raises OSError."""
-    with locked(path):
-        if not path.exists() or path.read_bytes() != content:
-            write_atomically(path, content, fsync)
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content, fsync)
 
 
 def _named(own: SweepCell, run: Callable[[], Any]) -> Any:

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.errors import ModelError
 from ddim_cli.models.describe import ModelDescription, describe_model
+from ddim_cli.models.device import DTYPES, choose_device, choose_dtype
 from ddim_cli.models.unet import UNet, is_of_embedding, pack_convolutions, supports
 from ddim_cli.models.weights import read_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
+# More than [runtime] has: whoever loads a network may want to do more with it than sample.
+_LOADED_DTYPES = {**DTYPES, "float64": torch.float64}
 # The attention of checkpoints from before diffusers 0.15, under its names of today.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
@@ -253,16 +256,19 @@ def load_model(
 
     Args:
         source: a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id.
-        device: where the weights go.
-        dtype: what they are converted to.
+        device: where the weights go: cpu, cuda, cuda:N, mps, or auto, which means what runtime.device = "auto" does.
+        dtype: what they are converted to: float32, bfloat16, float16, float64, or auto, as runtime.dtype has it.
         settings: other keys of [model]: revision, variant, subfolder, ema, image_size, null_class.
 
     Raises:
         ModelError: (an ordinary exception with a sentence) where there is no such model, or it is damaged.
         ConfigError: (likewise) for a setting that is unknown or wrong.
+        UsageError: (likewise) for a device that is not there.
     """
-    layer = table_layer({"model": {"source": str(source), **settings}}, "load_model")
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if kind not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ModelError(f"load_model: dtype is {dtype!r}; it must be float32, bfloat16, float16 or float64")
-    return load_described(describe_model(merge([layer]).config.model), device, kind)
+    table = {"model": {"source": str(source), **settings}, "runtime": {"device": str(device)}}
+    config = merge([table_layer(table, "load_model")]).config
+    place = choose_device(config.runtime.device)
+    kind = choose_dtype("auto", place) if dtype == "auto" else _LOADED_DTYPES.get(str(dtype).removeprefix("torch."))
+    if kind is None:
+        raise ModelError(f"load_model: dtype is {dtype!r}; it must be one of auto, {', '.join(_LOADED_DTYPES)}")
+    return load_described(describe_model(config.model), place, kind)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from ddim_cli.config.layers import Layer, merge, read_file, table_layer
 from ddim_cli.config.schema import Config, RuntimeSettings
 from ddim_cli.errors import UsageError
-from ddim_cli.models.load import LoadedModel, SamplingNetwork, as_sampling_network
+from ddim_cli.models.device import choose_device, choose_dtype
+from ddim_cli.models.load import LoadedModel, as_sampling_network
 from ddim_cli.outputs.picture import to_image
 from ddim_cli.outputs.sidecar import describe_picture
 from ddim_cli.sampling.loop import run_batches
 from ddim_cli.sampling.network import Network
+from ddim_cli.sampling.outside import check_outside, guarded
 from ddim_cli.sampling.precision import (
     choose_batch_size,
-    choose_device,
-    choose_dtype,
     runtime_record,
     set_tf32,
 )
@@ -67,44 +67,49 @@ def _resolve(layers: list[Layer], model: Model | str | Path | None) -> Run:
     return judge(merge(layers))
 
 
-def _network(model: Model) -> SamplingNetwork | Network:
-    """A callable (x, t) -> tensor; the wrapper that diffusers' networks return is opened."""
-    if isinstance(model, LoadedModel):
-        return as_sampling_network(model)
-    if not isinstance(model, nn.Module):
-        return model
-
-    def network(x: Tensor, timesteps: Tensor, *classes: Tensor) -> Tensor:
-        output = model(x, timesteps, *classes)
-        return output if isinstance(output, Tensor) else output[0]
-
-    return network
-
-
 def _place(runtime: RuntimeSettings, given: Model | None) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of the run: as set, else those of the network that was handed over, else what auto means."""
-    module = given.network if isinstance(given, LoadedModel) else given
-    parameter = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    """Device and dtype of the run: as set, else those of the network that was handed over, else what auto means.
+
+    Raises:
+        UsageError: for a device that is not there, and where another is set than the network is in: it is not moved.
+    """
     if given is None:
         device = choose_device(runtime.device)
         return device, choose_dtype(runtime.dtype, device)
-    # A network from outside is not moved: `auto` is where it already is.
-    here = parameter if parameter is not None else torch.zeros(())
-    device = here.device if runtime.device == "auto" else choose_device(runtime.device)
-    return device, here.dtype if runtime.dtype == "auto" else choose_dtype(runtime.dtype, device)
+    module = given.network if isinstance(given, LoadedModel) else given
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    # Of a callable nothing is known: the CPU and float32, unless another is set.
+    weights = [p for p in parameters if p.is_floating_point()] or [torch.zeros(())]
+    device = weights[0].device if runtime.device == "auto" else choose_device(runtime.device)
+    dtype = weights[0].dtype if runtime.dtype == "auto" else choose_dtype(runtime.dtype, device)
+    if parameters and device not in {p.device for p in weights}:
+        raise UsageError(
+            f"runtime.device is {device}, but the network is on {weights[0].device}: leave runtime.device out, or hand "
+            "the network over on that device"
+        )
+    if parameters and dtype not in {p.dtype for p in weights}:
+        asked, found = (str(each).removeprefix("torch.") for each in (dtype, weights[0].dtype))
+        raise UsageError(
+            f"runtime.dtype is {asked}, but the network is in {found}: leave runtime.dtype out, or hand the network "
+            "over in that dtype"
+        )
+    return device, dtype
 
 
-def _shape(model: Model, shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
-    config = getattr(model, "config", None)
-    if shape is None and config is not None and getattr(config, "sample_size", None):
-        size = config.sample_size
+def _shape(network: Network | nn.Module, shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    """(C, H, W) for a network from outside: as given, else what its diffusers config says. Raises UsageError."""
+    config = getattr(network, "config", None)
+    channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
+    if shape is None and channels and size:
         height, width = (size, size) if isinstance(size, int) else size
-        shape = (config.in_channels, height, width)
+        shape = (channels, height, width)
     if shape is None:
         raise UsageError("sample: give shape=(C, H, W), since a callable does not tell what it takes")
     whole = isinstance(shape, (tuple, list)) and all(type(n) is int and n > 0 for n in shape)
     if not whole or len(shape) != 3 or shape[0] not in (1, 3, 4):
         raise UsageError(f"sample: shape is {shape!r}; it must be (C, H, W) with 1, 3 or 4 channels")
+    if isinstance(network, nn.Module) and type(channels) is int and channels != shape[0]:
+        raise UsageError(f"sample: shape is {shape!r}, but the network takes {channels} channels")
     return tuple(shape)
 
 
@@ -120,9 +125,11 @@ def sample(
             None for the defaults.
         model: what to sample from in place of ``config``'s [model]: a source as ``--model`` takes, a
             `LoadedModel`, a module, or any callable (x [B, C, H, W], t int64 [B]) -> prediction of
-            x's shape. A module or callable is used on the device and in the dtype it is in; name
-            them in [runtime] if they are not the CPU and float32.
-        shape: (C, H, W) of an image, for a callable that has no diffusers config.
+            x's shape, with ``sampling.classes`` called with the classes, int64 [B], too. It gives a
+            tensor, or a tuple or an output object of diffusers, whose first entry counts; what it
+            raises comes through. A module runs on the device and in the dtype it is in; where a
+            callable is to run elsewhere than on the CPU in float32, say so in [runtime].
+        shape: (C, H, W) of an image, for a network that does not tell.
 
     Whether TF32 may be used is set for the whole process, as [runtime] says.
 
@@ -140,17 +147,26 @@ def sample(
     for text in run.warnings:
         warnings.warn(text, stacklevel=2)
     given = None if model is None or isinstance(model, (str, Path)) else model
+    outside = None if isinstance(given, LoadedModel) else given
+    if outside is not None:
+        check_outside(outside, run.config)
+    elif shape is not None:
+        channels, (height, width) = run.model.channels, run.model.size
+        raise UsageError(
+            f"sample: shape is for a callable; {run.model.name} makes pictures of {channels} x {height} x {width}, "
+            "and model.image_size chooses another size"
+        )
     device, dtype = _place(run.config.runtime, given)
     set_tf32(run.config.runtime.tf32)
-    shape = (run.model.channels, *run.model.size) if run.model is not None else _shape(given, shape)
+    shape = (run.model.channels, *run.model.size) if outside is None else _shape(outside, shape)
     seeds, asked = run.config.seeds(), run.config.sampling.batch_size
     batch_size = choose_batch_size(asked, len(seeds), run.model, device, dtype)
     if given is None:
         network, compiled = load_run_network(run, device, dtype, batch_size, len(seeds))
     else:
-        network, compiled = _network(given), False
+        network, compiled = as_sampling_network(given) if outside is None else guarded(outside), False
     sampler = make_sampler(run, network, device, dtype, shape)
-    record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled))
+    record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled), outside)
     return _samples(run_batches(sampler, seeds, batch_size), record)
 
 

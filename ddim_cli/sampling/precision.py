@@ -1,4 +1,4 @@
-"""Device, dtype and batch size: what the settings' ``auto`` means on this machine."""
+"""TF32 and batch size, and what of the machine bears on the pictures."""
 
 from __future__ import annotations
 
@@ -10,45 +10,14 @@ from collections.abc import Iterator
 import torch
 
 from ddim_cli.config.schema import RuntimeSettings
-from ddim_cli.errors import UsageError
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.inspect import activation_bytes
 from ddim_cli.sampling.plan import even_batch_size
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # A CPU gains little from larger batches, and a killed run loses the one that is being made: as many pixels as this,
 # and images as this. The GPU's bound is not measured yet.
 PIXELS_ON_CPU, MOST_ON_CPU, MOST_ON_GPU = 64 * 32 * 32, 64, 512
 SHARE_OF_MEMORY = 0.5
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto``: cuda, else mps, else cpu. Raises UsageError for a device that is not there."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            build = "was built without CUDA" if torch.version.cuda is None else "sees no GPU"
-            raise UsageError(f"device {name}: there is none here (torch {torch.__version__} {build}); use --device cpu")
-        count = torch.cuda.device_count()
-        if device.index is not None and device.index >= count:
-            raise UsageError(f"device {name}: there is no such GPU; this machine has cuda:0 to cuda:{count - 1}")
-        return torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device mps: there is none here; use --device cpu")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: bfloat16 on a CUDA device that has it in hardware, else float32."""
-    if name == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if has_bfloat16 else torch.float32
-    return DTYPES[name]
 
 
 def set_tf32(allowed: bool) -> None:

@@ -15,6 +15,7 @@ from ddim_cli.config.seeds import parse_classes
 from ddim_cli.diffusion.coefficients import StepTable, make_inverse_table, make_table
 from ddim_cli.diffusion.step import X0Treatment
 from ddim_cli.errors import InterruptedRunError, UsageError
+from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.load import SamplingNetwork
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.named import NamedFile
@@ -29,8 +30,6 @@ from ddim_cli.sampling.network import Network, as_network, at_steps, load_networ
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.precision import (
     choose_batch_size,
-    choose_device,
-    choose_dtype,
     runtime_record,
     set_tf32,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from ddim_cli.diffusion.coefficients import (
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.rules import check_betas
 from ddim_cli.diffusion.step import X0Treatment, ddim_step
-from ddim_cli.errors import ConfigError
+from ddim_cli.errors import ConfigError, UsageError
 
 
 @dataclass
@@ -36,6 +36,37 @@ class DDIMSchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
+
+
+def _whole(value: Any) -> Any:
+    """Of any type of integers an int; anything else as it is, for the settings to refuse."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+def _check_like(name: str, value: Any, sample: Tensor) -> None:
+    """UsageError unless ``value`` is a tensor of the sample's shape: another would be broadcast."""
+    if not isinstance(value, Tensor):
+        what = "None" if value is None else f"a {type(value).__name__}"
+        raise UsageError(f"step: {name} is {what}; it must be a tensor {list(sample.shape)}, as the sample is")
+    if value.shape != sample.shape:
+        raise UsageError(f"step: {name} is {list(value.shape)}, and the sample {list(sample.shape)}")
+
+
+def _check_generators(generator: Any, sample: Tensor) -> None:
+    """UsageError unless ``generator`` is None, a generator, or a list of one for all images or one an image."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, list) or not all(isinstance(each, torch.Generator) for each in generator):
+        raise UsageError(
+            f"step: generator is a {type(generator).__name__}; it must be a torch.Generator, or a list of one an image"
+        )
+    if len(generator) not in (1, len(sample)):
+        raise UsageError(
+            f"step: {len(generator)} generators for {len(sample)} images; give one, or a list of one an image"
+        )
 
 
 def _sampling(values: dict[str, Any], who: str) -> SamplingSettings:
@@ -113,9 +144,9 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ConfigError("set_timesteps takes either num_inference_steps or timesteps")
         if timesteps is not None:
-            asked: dict[str, Any] = {"timesteps": [operator.index(t) for t in timesteps]}
+            asked: dict[str, Any] = {"timesteps": [_whole(t) for t in timesteps]}
         else:
-            asked = {"steps": operator.index(num_inference_steps)}
+            asked = {"steps": _whole(num_inference_steps)}
         self._sampling = _sampling(asked, "set_timesteps")
         self._grid = timestep_grid(self.settings, self._sampling)
         self._index = {t: i for i, t in enumerate(self._grid)}
@@ -131,8 +162,8 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         """The coefficients of the step at ``timestep``, from a table made once for its settings and device."""
         if self.num_inference_steps is None:
             raise ConfigError("call set_timesteps before stepping")
-        t = int(timestep)
-        if t not in self._index:
+        t = timestep.item() if isinstance(timestep, Tensor) and timestep.numel() == 1 else timestep
+        if not isinstance(t, Hashable) or t not in self._index:
             raise ConfigError(f"timestep {t} is not in the grid {self._grid[:3]}...; see scheduler.timesteps")
         key = (kind, sample.device, *sampling.values())
         if key not in self._tables:
@@ -166,7 +197,13 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             return_dict: return a DDIMSchedulerOutput, else the tuple (x_prev, x0).
             variance: "large" for noise of variance 1 - alpha_bar_t / alpha_bar_prev, none in the
                 last step, with the direction term of eta 1.
+
+        Raises:
+            ConfigError: for settings that cannot work, and a timestep that is not in the grid.
+            UsageError: for an output or noise of another shape than the sample's, and generators that are not one, or
+                one an image.
         """
+        _check_like("model_output", model_output, sample)
         row = self._row(
             "sample",
             timestep,
@@ -181,7 +218,10 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             if variance_noise is not None and generator is not None:
                 raise ConfigError("step takes either generator or variance_noise, not both")
             noise = variance_noise
-            if noise is None:
+            if noise is not None:
+                _check_like("variance_noise", noise, sample)
+            else:
+                _check_generators(generator, sample)
                 noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=state.dtype)
         treatment = X0Treatment.of(
             self.settings, SamplingSettings(use_clipped_model_output=bool(use_clipped_model_output))
@@ -200,7 +240,12 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         ``model_output`` at the timestep of the level where the sample is, the next entry of the grid, makes it Euler's
         step of the ODE, and the latents approach the exact ones as 1 / N. With the output at ``timestep`` itself the
         bundled model comes back closer in few steps, from latents that are further off.
+
+        Raises:
+            ConfigError: for a timestep that is not in the grid.
+            UsageError: for an output of another shape than the sample's.
         """
+        _check_like("model_output", model_output, sample)
         row = self._row("inverse", timestep, sample)
         state = sample if sample.dtype == torch.float64 else sample.float()
         x_t, x0 = ddim_step(state, model_output, row, X0Treatment())

@@ -1,7 +1,12 @@
 """``sample --show``: the pictures in the terminal."""
 
 import io
+import os
 import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +14,8 @@ from PIL import Image
 from rich.console import Console
 
 from ddim_cli.cli import console, show
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -68,6 +75,58 @@ def test_the_sheet_fits_the_terminal(size, count, columns, expected):
     assert sheet.size == expected
     assert sheet.width <= columns
     assert sheet.height % 2 == 0
+
+
+@pytest.mark.parametrize("size", [(24, 80), (0, 0)])
+@pytest.mark.parametrize("stdin", ["terminal", "none"])
+def test_a_terminal_that_answers_nothing(ddim, tiny_model, tmp_path, size, stdin):
+    """As under ``script``: it tells neither its size in pixels nor what it takes, and half blocks need neither."""
+    pytest.importorskip("textual_image")
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    args = ("sample", "-m", tiny_model, "-n", 1, "--steps", 2, "-o", "out", "-q")
+    assert ddim(*args).exit_code == 0
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "TERMINAL_WIDTH", "NO_COLOR")}
+    code = "import sys; from pathlib import Path; from ddim_cli.cli.show import show_pictures"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{code}; show_pictures([Path('out/000000.png')])"],
+        stdin=theirs if stdin == "terminal" else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        env={**environment, "COLORTERM": "truecolor", "TERM": "xterm", "PYTHONPATH": str(ROOT)},
+    )
+    os.close(theirs)
+    shown = b""
+    # Read as it is written: of an ended process's terminal nothing more can be read.
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+    assert np.array_equal(pixels_of(shown.decode())[:8], np.asarray(Image.open(tmp_path / "out" / "000000.png")))
+
+
+def test_a_terminal_that_takes_pixels_but_not_these(ddim, tiny_model, terminal, monkeypatch):
+    from textual_image import renderable
+
+    class Failing:
+        def __init__(self, *args, **more):
+            pass
+
+        def __rich_console__(self, *args):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(renderable, "SixelImage", Failing)
+    monkeypatch.setattr(renderable, "Image", Failing)
+    assert ddim("sample", "-m", tiny_model, "-n", 3, "--steps", 2, "-o", "out", "--show").exit_code == 0
+    assert pixels_of(terminal.getvalue()).shape == (10, 26, 3)
 
 
 def test_without_a_terminal_nothing_is_shown(ddim, tiny_model):

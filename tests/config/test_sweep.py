@@ -100,6 +100,16 @@ def test_an_override_of_a_replaced_value_holds_nowhere():
         ("[sweep]\nsteps = [10, 'x']", 'sampling.steps = "x" is not allowed'),
         ("[sweep]\nsteps = [10, 20, 10]", "steps has 10 twice"),
         ("[sweep]\nsteps = [10]\nv = [{ steps = 20 }]", "sampling.steps is on two axes, steps and v"),
+        (
+            "[sweep]\nsteps = [3, 4]\ntimesteps = [[900, 0], [800, 0]]",
+            "sampling.timesteps and sampling.steps say the same thing in two ways, and are on two axes",
+        ),
+        ("[sweep]\nsteps = [3]\nv = [{ eta = 0.0 }, { timesteps = [9, 0] }]", "on two axes, v and steps"),
+        ("[sweep]\nseeds = ['0-3']\nnum_images = [2]", "are on two axes, num_images and seeds"),
+        (
+            "[sweep]\nsteps = [1]\n[[sweep.override]]\nwhen = { steps = 1 }\nset = { timesteps = [5] }",
+            "set names sampling.timesteps, which says what sampling.steps does",
+        ),
         ("[sweep]\nv = [{ eta = 0.0 }, 3]", "v mixes tables and single values"),
         ("[sweep]\nv = [{ label = 'a' }]", "a table that sets nothing"),
         ("[sweep]\nv = [{ label = 3, eta = 0.0 }]", "it takes a text"),
@@ -119,6 +129,29 @@ def test_mistakes(text, message):
         sweep_of(text)
     assert message in str(caught.value)
     assert "run.toml" in str(caught.value) or "needs an axis" in message or "two axes" in message
+
+
+def test_steps_and_timesteps_in_turn_on_one_axis():
+    sweep = sweep_of("[sweep]\ngrid = [{ steps = 2 }, { timesteps = [900, 0] }]")
+    assert [cell.title for cell in sweep.cells()] == ["steps=2", "timesteps=900-0"]
+
+
+@pytest.mark.parametrize(
+    ("axis", "flag"),
+    [
+        ("timesteps=[900,0],[800,0]", {"sampling.steps": ("--steps", 4)}),
+        ("steps=3,4", {"sampling.timesteps": ("--set", [900, 0])}),
+        ("seeds='0-3','0-4'", {"sampling.num_images": ("--num-images", 4)}),
+    ],
+)
+def test_an_option_that_an_axis_would_replace_is_refused(tiny_model, axis, flag):
+    layer = table_layer({"model": {"source": str(tiny_model)}}, "model")
+    [(key, (option, _))] = flag.items()
+    with pytest.raises(ConfigError, match=f"^{option}: {key} says what .* does, which is on an axis; leave it out"):
+        resolve_cells([layer, flags_layer(flag)], parse_sweep([], [axis]))
+    # In a file, which is of other runs too, it is replaced without a word, as by any higher layer.
+    below = table_layer({"sampling": {key.partition(".")[2]: flag[key][1]}}, "run.toml")
+    assert len(resolve_cells([layer, below], parse_sweep([], [axis]))[0]) == 2
 
 
 def test_mistakes_name_the_line(tmp_path):

@@ -35,6 +35,17 @@ def test_hashes_are_equal_from_sidecars_and_from_pngs(ddim, made):
     assert (picture["equal_hash"], picture["equal_hash_promised"], picture["max_diff"]) == (True, True, 0)
 
 
+def test_quietly_a_check_says_what_differs_and_nothing_else(ddim, made, tmp_path):
+    result = ddim("replay", made / "000001.json", "--check", "-q", "-o", "again")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    edit(made / "000002.json", "image", pixels_sha256="0" * 64)
+    (made / "000002.png").unlink()
+    result = ddim("replay", made / "000001.json", made / "000002.json", "--check", "-q")
+    assert result.exit_code == 3
+    [line] = result.stdout.splitlines()
+    assert line.startswith(f"{made / '000002.json'}: ")
+
+
 def test_as_many_threads_as_then(ddim, made, monkeypatch):
     import torch
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -174,6 +175,17 @@ def test_the_error_goes_on_falling(ddim):
     errors = [error_of(ddim, steps, range(4)) for steps in (50, 100, 200)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 3 * errors[-1]
+
+
+def test_what_is_said_in_the_end_reads_as_no_failure(ddim, tiny_model, pictures):
+    """A line that begins with "error:" is an error."""
+    result = ddim(*command(tiny_model))
+    assert result.exit_code == 0
+    assert re.search(r"^squared difference: a.png +\d+\.\d{6}$", result.stdout, re.M)
+    assert "error" not in result.stdout + result.stderr
+    (pictures / "f.png").write_bytes((pictures / "a.png").read_bytes())
+    quiet = ddim(*command(tiny_model, "-q"))
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
 def test_what_lands_on_disk(ddim, tiny_model, pictures, tmp_path):

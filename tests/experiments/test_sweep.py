@@ -95,6 +95,82 @@ def test_the_same_command_goes_on(ddim, config, tmp_path):
     assert ddim("sweep", "-c", config, "--no-clip-sample", "-o", "out", "--overwrite").exit_code == 0
 
 
+def cells_of(folder):
+    """Folder name -> whether it is finished, as sweep.json has it."""
+    found = json.loads((folder / "sweep.json").read_text())
+    assert found["sheet"] == "sweep.png"
+    return {cell["folder"]: cell["finished"] for cell in found["cells"]}
+
+
+def test_another_sweep_is_refused_in_the_folder_of_one(ddim, tiny_model, tmp_path):
+    """Its sweep.json would no longer name the cells of the first."""
+    args = ("sweep", "-m", tiny_model, "-n", 1, "-o", "out")
+    assert ddim(*args, "--axis", "steps=2,3").exit_code == 0
+    before = (tmp_path / "out" / "sweep.json").read_bytes()
+    for axes in (("steps=3,4",), ("eta=0.0,1.0",), ("steps=2,3", "eta=0.0,1.0")):
+        for more in ((), ("--dry-run",)):
+            refused = ddim(*args, *(word for axis in axes for word in ("--axis", axis)), *more)
+            assert refused.exit_code == 2
+            assert "out/sweep.json is of another sweep, with a cell steps=2 that this one lacks" in refused.stderr
+    assert (tmp_path / "out" / "sweep.json").read_bytes() == before
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"steps=2", "steps=3", "sweep.json", "sweep.png"}
+    assert ddim(*args, "--axis", "steps=3,4", "--overwrite").exit_code == 0
+    assert cells_of(tmp_path / "out") == {"steps=3": True, "steps=4": True}
+
+
+def test_fewer_values_keep_the_cells_of_the_others(ddim, tiny_model, tmp_path):
+    args = ("sweep", "-m", tiny_model, "-o", "out")
+    assert ddim(*args, "-n", 1, "--axis", "steps=2,3,4").exit_code == 0
+    sheet = (tmp_path / "out" / "sweep.png").read_bytes()
+    found = json.loads(ddim(*args, "-n", 2, "--axis", "steps=4,3", "--json").stdout)
+    assert (found["made"], found["present"], found["sheet"]) == (2, 2, "out/sweep.png")
+    assert (tmp_path / "out" / "sweep.png").read_bytes() == sheet
+    kept = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert (kept["seeds"], kept["images"]) == ("0-1", 2)
+    assert [(c["folder"], c["at"], c["images"]) for c in kept["cells"]] == [
+        ("steps=2", [0], 1),
+        ("steps=3", [1], 2),
+        ("steps=4", [2], 2),
+    ]
+
+
+@pytest.mark.parametrize(("axis", "code"), [("steps=3,4", 2), ("steps=2,3,4", 0)])
+def test_a_sweep_that_begins_while_another_runs(ddim, tiny_model, tmp_path, monkeypatch, axis, code):
+    """Between the first one's cells: one with other cells is refused, one with more keeps those of both."""
+    from ddim_cli.experiments import sweep as room
+
+    whole, calls, args = room.execute_job, [], ("sweep", "-m", tiny_model, "-n", 1, "-o", "out", "--axis")
+
+    def execute(job, *more, **others):
+        calls.append(job)
+        if len(calls) == 2:
+            assert ddim(*args, axis).exit_code == code
+        return whole(job, *more, **others)
+
+    monkeypatch.setattr(room, "execute_job", execute)
+    assert ddim(*args, "steps=2,3").exit_code == 0
+    expected = ("steps=2", "steps=3") if code else ("steps=2", "steps=3", "steps=4")
+    assert cells_of(tmp_path / "out") == dict.fromkeys(expected, True)
+
+
+def test_two_sweeps_that_begin_at_once(ddim, tiny_model, tmp_path, monkeypatch):
+    """The second has looked into the empty folder when the first begins, and is refused before it makes anything."""
+    from ddim_cli.experiments import sweep as room
+
+    whole, args = room.look, ("sweep", "-m", tiny_model, "-n", 1, "-o", "out", "--axis")
+
+    def look(*more):
+        found = whole(*more)
+        monkeypatch.setattr(room, "look", whole)
+        assert ddim(*args, "eta=0.0,1.0", "--steps", 2).exit_code == 0
+        return found
+
+    monkeypatch.setattr(room, "look", look)
+    assert ddim(*args, "steps=2,3").exit_code == 2
+    assert cells_of(tmp_path / "out") == {"eta=0.0": True, "eta=1.0": True}
+    assert not (tmp_path / "out" / "steps=2").exists()
+
+
 def test_shards_need_no_meeting_point(ddim, config, tmp_path):
     first = json.loads(ddim("sweep", "-c", config, "-o", "out", "--shard", "0/2", "--json").stdout)
     assert (first["finished"], first["sheet"]) == (False, None)

@@ -103,6 +103,149 @@ def test_an_output_of_another_shape_is_never_broadcast(wrong):
         list(sample({"sampling": {"num_images": 2}}, model=wrong, shape=(3, 4, 4)))
 
 
+def same(pictures, others):
+    return [torch.equal(p.tensor, q.tensor) for p, q in zip(pictures, others, strict=True)]
+
+
+def test_a_callable_that_writes_to_what_it_is_given_changes_no_picture():
+    """It would halve the state, and set every later batch's timestep to 0."""
+    shape, config = (1, 4, 4), {"sampling": {"steps": 3, "num_images": 4, "batch_size": 2, "classes": "1-3"}}
+
+    def network(x, t, classes):
+        return x * 0.5 + t.view(-1, 1, 1, 1) / 1000 + classes.view(-1, 1, 1, 1)
+
+    def in_place(x, t, classes):
+        result = network(x, t, classes)
+        for given in (x, t, classes):
+            given.zero_()
+        return result
+
+    expected = list(sample(config, model=network, shape=shape))
+    assert all(same(sample(config, model=in_place, shape=shape), expected))
+
+
+def test_what_diffusers_networks_return_is_opened(tiny_model):
+    """Of any callable: a tuple, or an output object, with the prediction first."""
+    network = UNet2DModel.from_pretrained(tiny_model / "unet")
+    config, shape = {"sampling": {"steps": 2, "num_images": 2}}, (3, 8, 8)
+    expected = list(sample(config, model=network))
+    for wrapped in (
+        network.__call__,
+        lambda x, t: network(x, t, return_dict=False),
+        lambda x, t: (network(x, t)[0], t),
+    ):
+        assert all(same(sample(config, model=wrapped, shape=shape), expected))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (lambda x: None, "the network gives None for an input of"),
+        (lambda x: 0.5, "the network gives a float"),
+        (lambda x: x.numpy(), "the network gives a ndarray"),
+        (lambda x: [x], "the network gives a list"),
+        (lambda x: (), "the network gives a tuple"),
+        (lambda x: (None, x), "the network gives None first in a tuple"),
+        (lambda x: (x[:1],), "the network gives [1, 1, 4, 4]"),
+        (lambda x: x.long(), "the network gives int64"),
+        (lambda x: x + 1j, "the network gives complex64"),
+    ],
+)
+@pytest.mark.parametrize("guided", [False, True])
+def test_what_is_no_prediction_is_refused(given, says, guided):
+    config = {"sampling": {"steps": 2, "num_images": 2}}
+    if guided:
+        config["sampling"] |= {"classes": "0-3", "guidance_scale": 2.0}
+        config["model"] = {"null_class": 4}
+    with pytest.raises(UsageError) as caught:
+        list(sample(config, model=lambda x, t, *classes: given(x), shape=(1, 4, 4)))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "network", "says"),
+    [
+        ({"guidance_scale": 2.0}, lambda x, t: x, "set sampling.classes too"),
+        ({"guidance_scale": 2.0, "classes": "0-3"}, lambda x, t, c: x, "set model.null_class too"),
+        ({"classes": "0-3"}, lambda x, t: x, r"cannot be called as network\(x, t, classes\)"),
+        ({}, lambda x, t, c: x, "missing a required argument: 'c'; one that takes classes needs sampling.classes"),
+        ({}, torch.nn.Conv2d(1, 1, 1), r"cannot be called as network\(x, t\)"),
+    ],
+)
+def test_conditions_that_a_callable_does_not_take(settings, network, says):
+    with pytest.raises(UsageError, match=says):
+        sample({"sampling": settings}, model=network, shape=(1, 4, 4))
+
+
+def test_conditions_that_a_module_does_not_take(tiny_model):
+    network = UNet2DModel.from_pretrained(tiny_model / "unet")
+    with pytest.raises(ConfigError, match="this UNet2DModel is not class-conditional"):
+        sample({"sampling": {"classes": "1"}}, model=network)
+    config = {k: v for k, v in network.config.items() if not k.startswith("_")} | {"num_class_embeds": 4}
+    conditional = UNet2DModel(**config)
+    with pytest.raises(ConfigError, match="say which of the classes 0-3"):
+        sample({}, model=conditional)
+    with pytest.raises(ConfigError, match="has no class 4"):
+        sample({"sampling": {"classes": "0-4"}}, model=conditional)
+    with pytest.raises(UsageError, match="the network takes 3 channels"):
+        sample({}, model=network, shape=(1, 8, 8))
+
+
+def test_a_network_is_used_as_it_is(tiny_model):
+    """Neither moved nor converted: settings that ask for that are refused, and shape= beside a model is."""
+    loaded, narrow = load_model(tiny_model), load_model(tiny_model, dtype="bfloat16")
+    for model in (loaded, loaded.network):
+        with pytest.raises(UsageError, match=r"runtime\.dtype is bfloat16, but the network is in float32"):
+            sample({"runtime": {"dtype": "bfloat16"}}, model=model)
+    with pytest.raises(UsageError, match=r"runtime\.dtype is float32, but the network is in bfloat16"):
+        sample({"runtime": {"dtype": "float32"}}, model=narrow)
+    [picture] = sample({"sampling": {"steps": 1, "num_images": 1}}, model=narrow)
+    assert picture.metadata["runtime"]["dtype"] == "bfloat16"
+    for model in (loaded, tiny_model, str(tiny_model)):
+        with pytest.raises(UsageError, match="shape is for a callable; tiny makes pictures of 3 x 8 x 8"):
+            sample({}, model=model, shape=(3, 9, 9))
+
+
+def test_the_record_of_a_network_from_outside_says_what_it_is(tiny_model):
+    config = {"sampling": {"steps": 1, "num_images": 1}}
+
+    def mine(x, t):
+        return x
+
+    [picture] = sample(config, model=mine, shape=(1, 4, 4))
+    assert picture.metadata["model"] == {
+        "source": None,
+        "kind": "callable",
+        "revision": None,
+        "class": f"{test_the_record_of_a_network_from_outside_says_what_it_is.__qualname__}.<locals>.mine",
+        "parameters": None,
+        "sha256": None,
+        "config_sha256": None,
+    }
+    assert "mnist" not in json.dumps(picture.metadata)
+    network = UNet2DModel.from_pretrained(tiny_model / "unet")
+    [picture] = sample(config, model=network)
+    found = picture.metadata["model"]
+    assert (found["class"], found["parameters"]) == ("UNet2DModel", network.num_parameters())
+    assert "mnist" not in json.dumps(picture.metadata)
+
+
+def test_where_a_model_is_loaded():
+    model = load_model("mnist", device="auto", dtype="auto")
+    weight = next(model.network.parameters())
+    if not torch.cuda.is_available():
+        assert weight.dtype == torch.float32
+        with pytest.raises(UsageError, match="device cuda: there is none here"):
+            load_model("mnist", device="cuda")
+    if not torch.backends.mps.is_available():
+        assert weight.device.type in ("cpu", "cuda")
+        with pytest.raises(UsageError, match="device mps: there is none here"):
+            load_model("mnist", device=torch.device("mps"))
+    for device in ("gpu", None, 5, "meta"):
+        with pytest.raises(ConfigError, match="it takes auto, cpu, cuda, cuda:N or mps"):
+            load_model("mnist", device=device)
+
+
 def test_warnings_reach_python(tiny_model):
     with pytest.warns(UserWarning, match="was trained with"):
         sample({"scheduler": {"prediction_type": "sample"}}, model=tiny_model)

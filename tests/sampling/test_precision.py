@@ -5,6 +5,7 @@ from ddim_cli.config.layers import table_layer
 from ddim_cli.config.schema import ModelSettings, RuntimeSettings
 from ddim_cli.errors import UsageError
 from ddim_cli.models.describe import describe_model
+from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.inspect import activation_bytes
 from ddim_cli.sampling import precision
 from ddim_cli.sampling.noise import ImageNoise
@@ -50,11 +51,11 @@ def test_tf32_is_off_unless_asked_for(tiny_model):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_devices_that_are_not_there():
-    assert precision.choose_device("auto").type in ("cpu", "mps")
+    assert choose_device("auto").type in ("cpu", "mps")
     for name in ("cuda", "cuda:3"):
         with pytest.raises(UsageError, match=f"device {name}: there is none here"):
-            precision.choose_device(name)
-    assert precision.choose_dtype("auto", CPU) == torch.float32
+            choose_device(name)
+    assert choose_dtype("auto", CPU) == torch.float32
 
 
 def test_noise_is_the_generators_whatever_else_is_drawn():

@@ -29,7 +29,7 @@ def test_the_local_rank_picks_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", picked.append)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: picked[-1])
     Ranks(3, 8, 1).pick_gpu()
-    from ddim_cli.sampling.precision import choose_device
+    from ddim_cli.models.device import choose_device
 
     assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:0")] == ["cuda:1", "cuda:1", "cuda:0"]
     with pytest.raises(UsageError, match="this machine shows 2"):

@@ -18,8 +18,8 @@ from diffusers import DDIMInverseScheduler, DDIMPipeline, DDPMScheduler, PNDMSch
 from diffusers import DDIMScheduler as Reference
 from diffusers.schedulers.scheduling_ddpm import betas_for_alpha_bar
 
-from ddim_cli import DDIMScheduler
-from ddim_cli.errors import ConfigError
+from ddim_cli import DDIMScheduler, load_model
+from ddim_cli.errors import ConfigError, UsageError
 
 TOLERANCE = 2e-5
 STEPS = (1, 2, 3, 7, 13)
@@ -488,6 +488,53 @@ def test_a_step_before_set_timesteps_is_refused():
         DDIMScheduler().step(X_T, 900, X_T)
     with pytest.raises(ConfigError, match="set_timesteps"):
         DDIMScheduler().step_inverse(X_T, 900, X_T)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_bundled_model_over_50_steps(eta):
+    """What the README promises: of one step, and of what a trained network makes of the differences of all."""
+    model, (reference, ours) = load_model("mnist"), pair({}, 50)
+    x = theirs = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(7))
+    for i, t in enumerate(ours.timesteps):
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(i)) if eta else None
+        step = {"eta": eta, "variance_noise": noise}
+        output = model(x, t.expand(2))
+        one = reference.step(output, t, x, **step).prev_sample
+        theirs = reference.step(model(theirs, t.expand(2)), t, theirs, **step).prev_sample
+        x = ours.step(output, t, x, **step).prev_sample
+        assert (x - one).abs().max() < 1e-5 * one.abs().max()
+    assert (x - theirs).abs().max() < 2e-3
+    found, expected = ((each / 2 + 0.5).clamp(0, 1).mul(255).round() for each in (x, theirs))
+    assert (found - expected).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 3 images"),
+        ({"generator": [torch.Generator()] * 4}, "4 generators for 3 images"),
+        ({"generator": []}, "0 generators for 3 images"),
+        ({"generator": (torch.Generator(),) * 3}, "generator is a tuple"),
+        ({"generator": 0}, "generator is a int"),
+        (
+            {"variance_noise": torch.zeros(1, 1, 2, 3)},
+            r"variance_noise is \[1, 1, 2, 3\], and the sample",
+        ),
+        ({"model_output": torch.zeros(3, 1, 1, 1)}, "model_output is"),
+        ({"model_output": None}, "model_output is None"),
+        ({"model_output": (torch.zeros(3, 1, 2, 3),)}, "model_output is a tuple"),
+        ({"timestep": None}, "timestep None is not in the grid"),
+        ({"timestep": 800.5}, "timestep 800.5 is not in the grid"),
+        ({"timestep": torch.tensor([800, 600])}, "is not in the grid"),
+    ],
+)
+def test_what_does_not_fit_the_sample_is_refused(given, says):
+    """Fewer rows or generators would be broadcast, and more left unused."""
+    ours, x = DDIMScheduler(), torch.zeros(3, 1, 2, 3)
+    ours.set_timesteps(5)
+    with pytest.raises(UsageError, match=says):
+        ours.step(**{"model_output": x, "timestep": 800, "sample": x, "eta": 1.0, **given})
 
 
 def test_an_explicit_grid():
