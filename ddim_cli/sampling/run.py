@@ -327,17 +327,17 @@ def execute(
     folder.create()
     if overwrite:
         folder.clear(job.seeds, settings)
-    folder.start(plan, job.record, complete=not todo)
-    started = time.perf_counter()
-    made = 0
-    if todo:
-        reporter.started(job, todo)
-        try:
-            made = _sample_into(job, todo, network, reporter)
-        finally:
-            reporter.stopped()
-    seconds = time.perf_counter() - started
-    return conclude(job, made, seconds, reporter, npz)
+    with folder.claimed(plan, job.record, complete=not todo):
+        started = time.perf_counter()
+        made = 0
+        if todo:
+            reporter.started(job, todo)
+            try:
+                made = _sample_into(job, todo, network, reporter)
+            finally:
+                reporter.stopped()
+        seconds = time.perf_counter() - started
+        return conclude(job, made, seconds, reporter, npz)
 
 
 def conclude(job: Job, made: int, seconds: float, reporter: Reporter, npz: Path | None) -> Summary:
