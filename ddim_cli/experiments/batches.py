@@ -22,9 +22,10 @@ def prepare(job: Job, images: int, reporter: Reporter) -> tuple[SamplingNetwork,
 
     Raises:
         ModelError: for weights that cannot be loaded.
-        UsageError: for a folder that cannot be made.
+        UsageError: for a folder that cannot be made or written to.
     """
     keep_memory()
+    job.folder.check_writable()
     reporter.loading(job)
     network, job = load_job_network(job, images, reporter)
     job.folder.create()

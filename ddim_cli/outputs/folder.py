@@ -59,7 +59,10 @@ class OutputFolder:
         return self.picture(seed).with_suffix(".json")
 
     def check_usable(self) -> None:
-        """UsageError if the path is a file, or nothing can be written there. Creates nothing."""
+        """UsageError if the path is a file, or the folder cannot be made. Creates nothing.
+
+        One that is there may be finished, and then needs not be written to: see `check_writable`.
+        """
         there = self.path
         if "\0" in str(there):
             raise UsageError(f"output folder {str(there)!r}: a path cannot hold a null character")
@@ -72,6 +75,15 @@ class OutputFolder:
             ) from None
         if not there.is_dir():
             raise UsageError(f"output folder {self.path}: {there} is a file")
+        if there != self.path:
+            self._check_access(there)
+
+    def check_writable(self) -> None:
+        """UsageError if the folder is there, and nothing can be written into it."""
+        if self.path.exists():
+            self._check_access(self.path)
+
+    def _check_access(self, there: Path) -> None:
         if not os.access(there, os.W_OK | os.X_OK):
             raise UsageError(f"output folder {self.path}: {there} cannot be written to")
 

@@ -288,12 +288,17 @@ def pending(job: Job, overwrite: bool = False) -> list[int]:
     """The seeds of the job that are to be made.
 
     Raises:
-        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false, or cannot be written to
+            though something is to be made.
     """
     if overwrite:
-        return list(job.seeds)
-    job.folder.check_settings(job.identity)
-    return job.folder.missing(job.seeds, job.identity)
+        found = list(job.seeds)
+    else:
+        job.folder.check_settings(job.identity)
+        found = job.folder.missing(job.seeds, job.identity)
+    if found:
+        job.folder.check_writable()
+    return found
 
 
 # (job, images to make, reporter) -> the job's network, and the job that says whether it is compiled code
@@ -312,7 +317,7 @@ def execute(
     ``load`` gives the network where something is to be made.
 
     Raises:
-        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+        UsageError: as `pending` does.
         RunError: if the run fails; what was finished stays.
         InterruptedRunError: on Ctrl-C; likewise.
     """

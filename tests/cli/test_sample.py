@@ -49,6 +49,25 @@ def test_the_same_command_makes_what_is_missing(tiny, tmp_path):
             assert (tmp_path / "out" / name).read_bytes() == content
 
 
+def test_a_finished_folder_is_not_written_to(tiny, tmp_path, monkeypatch):
+    """So it may be on a disk that is read-only."""
+    assert tiny("-n", 2, "-o", "out").exit_code == 0
+
+    def state():
+        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in [tmp_path / "out", *(tmp_path / "out").iterdir()]}
+
+    before = state()
+    # As of a disk that is mounted read-only.
+    monkeypatch.setattr("os.access", lambda *args: False)
+    for images in (2, 1):
+        done = tiny("-n", images, "-o", "out")
+        assert (done.exit_code, "nothing to do" in done.stdout) == (0, True), done.stderr
+        assert state() == before
+    for more in (["-n", 3, "-o", "out"], ["-n", 3, "-o", "out", "--dry-run"], ["-o", "out/new"]):
+        assert "out cannot be written to" in tiny(*more).stderr
+    assert state() == before
+
+
 def test_more_seeds_extend_a_folder(tiny, tmp_path):
     assert tiny("-n", 2, "-o", "out").exit_code == 0
     assert tiny("--seeds", "1-3,9", "-o", "out").exit_code == 0
