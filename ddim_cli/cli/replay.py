@@ -123,7 +123,7 @@ def make_again(
         for group, folder in zip(groups, folders, strict=True):
             run = resolve_group(group, overrides, folder, grid=out is not None)
             with threads_of(group):
-                job = make_job(run)
+                job = make_job(run, pads=True)
                 check_same_pictures(group, job.record)
                 execute(job, progress)
             if check:

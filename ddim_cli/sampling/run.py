@@ -30,6 +30,7 @@ from ddim_cli.sampling.precision import (
     choose_batch_size,
     choose_device,
     choose_dtype,
+    halve_to_fit,
     runtime_record,
     set_tf32,
 )
@@ -188,10 +189,11 @@ def starting_timesteps(run: Run, table: StepTable) -> Tensor:
     return table.timesteps.new_tensor([lowest if t < 0 else t for t in table.prev_timesteps])
 
 
-def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
+def make_job(run: Run, shard: Shard = Shard(), ending: str = "", pads: bool = False) -> Job:
     """Settle device, dtype, batch size and folder. Reads the weights only to hash them.
 
-    ``ending`` is that of the default folder's name, for what is not the pictures of seeds.
+    ``ending`` is that of the default folder's name, for what is not the pictures of seeds. With ``pads`` the network
+    sees as many rows as were asked for though the plan has fewer images: so are equal hashes had again.
 
     Raises:
         UsageError: for a device that is not there, or a folder that cannot be used.
@@ -204,7 +206,9 @@ def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
     make_table(config.scheduler, config.sampling, run.timesteps)
     seeds = shard.of(config.seeds())
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
-    batch_size = choose_batch_size(config.sampling.batch_size, len(config.seeds()), run.model, device, dtype)
+    batch_size = config.sampling.batch_size
+    if not pads or batch_size == "auto":
+        batch_size = choose_batch_size(batch_size, len(config.seeds()), run.model, device, dtype)
     record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size))
     name = f"{run.model.name}-{record['sampling']['steps']}steps-{identity_hash(record)}{ending}"
     try:
@@ -221,10 +225,24 @@ def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
     return job
 
 
+def rows_an_image(run: Run) -> int:
+    """How many rows the network sees for an image: with guidance, also one without a class."""
+    return 1 if run.config.sampling.guidance_scale == 1 else 2
+
+
 def network_target(run: Run, device: torch.device, dtype: torch.dtype, batch_size: int) -> Target:
     """What the run's network would be compiled for."""
-    halves = 1 if run.config.sampling.guidance_scale == 1 else 2
-    return Target(run.model, device, dtype, batch_size * halves)
+    return Target(run.model, device, dtype, batch_size * rows_an_image(run))
+
+
+def fit_in_memory(job: Job, reporter: Reporter) -> Job:
+    """The job, in batches for which the host's memory suffices by an estimate."""
+    batch_size = halve_to_fit(job.batch_size, job.run.model, job.device, job.dtype, rows_an_image(job.run))
+    if batch_size == job.batch_size:
+        return job
+    reporter.halved(batch_size)
+    runtime = {**job.record["runtime"], "batch_size": batch_size}
+    return replace(job, batch_size=batch_size, record={**job.record, "runtime": runtime})
 
 
 def load_run_network(
@@ -327,6 +345,7 @@ def execute(
     plan, todo = job.run.config.seeds(), pending(job, overwrite)
     network = None
     if todo:
+        job = fit_in_memory(job, reporter)
         reporter.loading(job)
         network, job = load(job, len(todo), reporter)
     folder.create()

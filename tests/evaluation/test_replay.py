@@ -35,6 +35,14 @@ def test_hashes_are_equal_from_sidecars_and_from_pngs(ddim, made):
     assert (picture["equal_hash"], picture["equal_hash_promised"], picture["max_diff"]) == (True, True, 0)
 
 
+def test_as_many_rows_as_then(ddim, made, tmp_path):
+    """Also more of them than there were images, as runs before had where -b was above the plan."""
+    for path in (tmp_path / "out").glob("0*.json"):
+        edit(path, "runtime", batch_size=9)
+    assert ddim("replay", "out/000001.json", "-o", "again").exit_code == 0
+    assert json.loads((tmp_path / "again" / "000001.json").read_text())["runtime"]["batch_size"] == 9
+
+
 def test_as_many_threads_as_then(ddim, made, monkeypatch):
     import torch
 
