@@ -125,7 +125,8 @@ def make_again(
             with threads_of(group):
                 job = make_job(run, pads=True)
                 check_same_pictures(group, job.record)
-                execute(job, progress)
+                # A picture that is there already would tell nothing of how it is made now.
+                execute(job, progress, anew=check)
             if check:
                 agreements += check_group(group, job.folder)
     return agreements

@@ -295,6 +295,12 @@ class OutputFolder:
             if ours and not name.startswith("."):
                 yield path
 
+    def remove(self, seeds: Iterable[int]) -> None:
+        """Remove the pairs of ``seeds``."""
+        for seed in seeds:
+            self.sidecar(seed).unlink(missing_ok=True)
+            self.picture(seed).unlink(missing_ok=True)
+
     def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
         """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``.
 
@@ -307,9 +313,7 @@ class OutputFolder:
                 f"output folder {self.path}: a process is making pictures of other settings here; wait for it, or "
                 "choose another folder with --out"
             )
-        for seed in seeds:
-            self.sidecar(seed).unlink(missing_ok=True)
-            self.picture(seed).unlink(missing_ok=True)
+        self.remove(seeds)
         for path in self.pairs():
             # Another rank may be replacing it with a picture of the new settings.
             with locked(path):

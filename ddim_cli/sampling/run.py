@@ -329,10 +329,12 @@ def execute(
     overwrite: bool = False,
     npz: Path | None = None,
     load: Load = load_job_network,
+    anew: bool = False,
 ) -> Summary:
     """Make what is missing of a job; into ``npz``, once the whole plan is there, all its pictures as one array.
 
-    ``load`` gives the network where something is to be made.
+    ``load`` gives the network where something is to be made. With ``anew`` all images are made, also those that are
+    there, if they are of the same settings.
 
     Raises:
         UsageError: as `pending` does.
@@ -343,6 +345,9 @@ def execute(
     keep_memory()
     folder, settings = job.folder, job.identity
     plan, todo = job.run.config.seeds(), pending(job, overwrite)
+    if anew:
+        todo = list(job.seeds)
+        folder.check_writable()
     network = None
     if todo:
         job = fit_in_memory(job, reporter)
@@ -352,6 +357,8 @@ def execute(
     if overwrite:
         folder.clear(job.seeds, settings)
     with folder.claimed(plan, job.record, complete=not todo):
+        if anew:
+            folder.remove(job.seeds)
         started = time.perf_counter()
         made = 0
         if todo:
