@@ -88,4 +88,4 @@ def show_plan(job: Job, starts: Sequence[Start], todo: Sequence[int], json: bool
         console.print_json(plan)
     else:
         shown = named[0] if len(named) == 1 else f"{named[0]} ... {named[-1]}"
-        show_table_of_plan(plan, f"{len(job.seeds):,} (latents of {shown})")
+        show_table_of_plan(plan, f"{len(job.seeds):,} (latents of {shown})", files)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddim_cli.config.seeds import format_seeds, parse_seeds
+from ddim_cli.config.seeds import Seeds, format_seeds, parse_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import is_shared, locked, remove_leftovers, shared, write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
@@ -156,26 +156,27 @@ class OutputFolder:
                 "choose another folder with --out, or replace what is there with --overwrite"
             )
 
-    def missing(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> list[int]:
+    def missing(self, seeds: Sequence[int], settings: Mapping[str, Any]) -> Seeds:
         """Those of ``seeds`` that are not done, in order. Raises UsageError as `is_done`."""
-        there = self.numbered("json")
+        seeds, there = Seeds.of(seeds), self.numbered("json")
 
         def done(seed: int) -> bool:
-            paths = there.get(seed, [])
+            paths = there[seed]
             # There in either layout: `picture` knows which of them counts.
-            return self.is_pair(paths[0], settings) if len(paths) == 1 else bool(paths) and self.is_done(seed, settings)
+            return self.is_pair(paths[0], settings) if len(paths) == 1 else self.is_done(seed, settings)
 
-        return [seed for seed in seeds if not done(seed)]
+        # What is there is looked at, not what is asked for: a plan may have millions.
+        return seeds.without({seed for seed in there if seed in seeds and done(seed)})
 
     def read_manifest(self) -> dict[str, Any] | None:
         return read_json(self.manifest)
 
-    def planned(self) -> tuple[int, ...]:
+    def planned(self) -> Seeds:
         """The seeds that run.json names; where it is lost, those of the sidecars that are there."""
         try:
             return parse_seeds((self.read_manifest() or {})["seeds"])
         except (KeyError, ValueError, AttributeError):
-            return tuple(self.numbered("json"))
+            return Seeds.of(self.numbered("json"))
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """UsageError if the folder holds pictures of other settings: as run.json says, or the first sidecar.
@@ -224,15 +225,16 @@ class OutputFolder:
     def _is_planned(self, seeds: Sequence[int], record: Mapping[str, Any]) -> bool:
         """Whether run.json has these seeds and settings already."""
         manifest = self.read_manifest() or {}
-        same = manifest.get("schema") == RUN_SCHEMA and identity(manifest) == identity(record)
-        return same and set(seeds) <= set(self.planned())
+        same, planned = manifest.get("schema") == RUN_SCHEMA and identity(manifest) == identity(record), self.planned()
+        return same and all(seed in planned for seed in seeds)
 
     def _extend(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> None:
         before, planned = self.read_manifest() or {}, self.planned()
         if before.get("schema") == RUN_SCHEMA and identity(before) != identity(record):
             # Nothing came of it.
             before, planned = {}, ()
-        seeds = sorted({*seeds, *planned})
+        if planned and planned != seeds:
+            seeds = sorted({*seeds, *planned})
         manifest = {
             "schema": RUN_SCHEMA,
             "seeds": format_seeds(seeds),

@@ -43,7 +43,7 @@ class Job:
     """A run on this machine: ``seeds`` are this process's share of the plan, before what is done is taken out."""
 
     run: Run
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     shard: Shard
     device: torch.device
     dtype: torch.dtype
@@ -302,7 +302,7 @@ def _sample_into(job: Job, todo: Sequence[int], network: SamplingNetwork, report
     return made
 
 
-def pending(job: Job, overwrite: bool = False) -> list[int]:
+def pending(job: Job, overwrite: bool = False) -> Sequence[int]:
     """The seeds of the job that are to be made.
 
     Raises:
@@ -310,7 +310,7 @@ def pending(job: Job, overwrite: bool = False) -> list[int]:
             though something is to be made.
     """
     if overwrite:
-        found = list(job.seeds)
+        found = job.seeds
     else:
         job.folder.check_settings(job.identity)
         found = job.folder.missing(job.seeds, job.identity)
@@ -346,7 +346,7 @@ def execute(
     folder, settings = job.folder, job.identity
     plan, todo = job.run.config.seeds(), pending(job, overwrite)
     if anew:
-        todo = list(job.seeds)
+        todo = job.seeds
         folder.check_writable()
     network = None
     if todo:

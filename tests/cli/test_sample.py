@@ -172,6 +172,20 @@ def test_dry_run_writes_nothing(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_millions_says_what_a_line_holds(tiny, monkeypatch):
+    from ddim_cli.config.seeds import Seeds
+
+    monkeypatch.setattr(Seeds, "__iter__", lambda self: pytest.fail("looked at one by one"))
+    shown = tiny("--seeds", "0-9999999", "--dry-run", "-o", "out").stdout
+    assert "images: 10,000,000 (seeds 0-9999999)" in shown
+    assert "files: out/000000.png ... out/9999999.png" in shown
+    shown = tiny("--seeds", "0-9999999", "--shard", "3/8", "--dry-run", "-o", "out").stdout
+    assert "images: 1,250,000 (shard 3/8 of the seeds 0-9999999)" in shown
+    assert "files: out/000003.png ... out/9999995.png" in shown
+    listed = ",".join(map(str, range(0, 1000, 2)))
+    assert max(map(len, tiny("--seeds", listed, "--dry-run", "-o", "out").stdout.splitlines())) < 150
+
+
 def test_quiet_and_json(tiny):
     quiet = tiny("-n", 1, "-o", "a", "-q")
     assert (quiet.stdout, quiet.stderr) == ("", "")
