@@ -173,17 +173,18 @@ def shared(path: Path) -> Iterator[None]:
         yield
     finally:
         if stream is not None:
-            # The last to leave removes the file.
-            if _try_lock(stream, wait=False) and _still_named(stream, hidden):
-                with contextlib.suppress(OSError):
-                    hidden.unlink()
             stream.close()
+            # The last to leave removes the file.
+            with contextlib.suppress(OSError), hidden.open("r+b") as stream:
+                if _try_lock(stream, wait=False) and _still_named(stream, hidden):
+                    hidden.unlink()
 
 
 def is_shared(path: Path) -> bool:
     """Whether a process is at work on ``path``, as far as locks tell. Writes nothing."""
     try:
-        with _work_file(path).open("rb") as stream:
+        # Over NFS, only what is open for writing can be held alone.
+        with _work_file(path).open("r+b") as stream:
             return _try_lock(stream, wait=False) is False
     except OSError:
         return False
@@ -197,6 +198,13 @@ def _open_locked(hidden: Path, alone: bool = True) -> BinaryIO | None:
     """The hidden file, locked as `_try_lock` does; None where there are no locks."""
     while fcntl is not None:
         stream = hidden.open("ab")
+        if not alone:
+            # Held for long, and a disk must be able to turn read-only meanwhile.
+            stream.close()
+            try:
+                stream = hidden.open("rb")
+            except FileNotFoundError:
+                continue
         held = _try_lock(stream, wait=True, alone=alone)
         # Its last holder removes or renames it: then the name is free, or another's.
         if held and _still_named(stream, hidden):
