@@ -58,7 +58,7 @@ def sample_latents(
 
         if npz is not None:
             check_npz(npz)
-        job = make_job(run, part, ending="-latents")
+        job = make_job(run, part, ending=start.folder_ending(files))
         for text in start.differences(files, job.record):
             console.warn(text)
         if dry_run:
