@@ -38,7 +38,7 @@ def compile_network(
     \b
     ddim compile                         the bundled model, for batches as ddim sample makes them
     ddim compile -c run.toml             what ddim sample -c run.toml will use
-    ddim compile -m path/to/model -b 32
+    ddim compile -m path/to/model -n 64 -b 32
     ddim compile --list
 
     Build the network as machine code and keep it, for ddim sample to find.

@@ -57,7 +57,7 @@ def sample_latents(
         from ddim_cli.sampling.run import make_job
 
         array = name_npz(npz, overwrite) if npz is not None else None
-        job = make_job(run, part, ending="-latents")
+        job = make_job(run, part, ending=start.folder_ending(files))
         for text in start.differences(files, job.record):
             console.warn(text)
         if dry_run:
@@ -87,4 +87,4 @@ def show_plan(job: Job, starts: Sequence[Start], todo: Sequence[int], json: bool
         console.print_json(plan)
     else:
         shown = named[0] if len(named) == 1 else f"{named[0]} ... {named[-1]}"
-        show_table_of_plan(plan, f"{len(job.seeds):,} (latents of {shown})")
+        show_table_of_plan(plan, f"{len(job.seeds):,} (latents of {shown})", files)

@@ -123,9 +123,10 @@ def make_again(
         for group, folder in zip(groups, folders, strict=True):
             run = resolve_group(group, overrides, folder, grid=out is not None)
             with threads_of(group):
-                job = make_job(run)
+                job = make_job(run, pads=True)
                 check_same_pictures(group, job.record)
-                execute(job, progress)
+                # A picture that is there already would tell nothing of how it is made now.
+                execute(job, progress, anew=check)
             if check:
                 agreements += check_group(group, job.folder)
     return agreements

@@ -170,7 +170,7 @@ def execute_ranks(
     return replace(found, made=summary.made, present=summary.present)
 
 
-def plan_as_json(job: Job, todo: list[int]) -> dict[str, Any]:
+def plan_as_json(job: Job, todo: Sequence[int]) -> dict[str, Any]:
     """What a run would do; ``files`` are those it would write."""
     from ddim_cli.config.seeds import format_seeds
 
@@ -194,20 +194,29 @@ def common_plan(job: Job, todo: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def show_plan(job: Job, todo: list[int], as_json: bool) -> None:
+def show_plan(job: Job, todo: Sequence[int], as_json: bool) -> None:
     """``--dry-run``: on stdout, the plan."""
-    plan = plan_as_json(job, todo)
     if as_json:
-        console.print_json(plan)
-    else:
-        show_table_of_plan(plan, f"{plan['images']:,} (seeds {plan['seeds']})")
+        console.print_json(plan_as_json(job, todo))
+        return
+    # The first and the last alone: a plan may have millions.
+    ends = [str(job.folder.picture(todo[i])) for i in ((0, -1) if len(todo) > 1 else range(len(todo)))]
+    show_table_of_plan(common_plan(job, todo), f"{len(job.seeds):,} ({seeds_text(job)})", ends)
 
 
-def show_table_of_plan(plan: Mapping[str, Any], images: str) -> None:
-    """A plan as a person reads it; ``images`` says which they are."""
+def seeds_text(job: Job) -> str:
+    """Which seeds are the job's, in a few words."""
+    from ddim_cli.config.seeds import format_seeds
+    from ddim_cli.outputs.figures import shortened
+
+    plan, shard = shortened(format_seeds(job.run.config.seeds()), 70), job.shard
+    return f"seeds {plan}" if shard.count == 1 else f"shard {shard.index}/{shard.count} of the seeds {plan}"
+
+
+def show_table_of_plan(plan: Mapping[str, Any], images: str, files: Sequence[str]) -> None:
+    """A plan as a person reads it; ``images`` says which they are, ``files`` has at least the first and the last."""
     timesteps = plan["timesteps"]
     shown = timesteps if len(timesteps) <= 12 else [*timesteps[:6], "...", *timesteps[-5:]]
-    files = plan["files"]
     console.show_table(
         {
             "model": f"{plan['model']['source']} ({plan['model']['parameters']:,} parameters)",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ddim_cli.config.seeds import MAX_LENGTH, MAX_SEED, format_seeds, parse_classes, parse_seeds
+from ddim_cli.config.seeds import MAX_LENGTH, MAX_SEED, Seeds, format_seeds, parse_classes, parse_seeds
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -35,7 +35,7 @@ def _as_seed_list(value: Any) -> Any:
     value = _as_list_text(value)
     if isinstance(value, str):
         seeds = parse_seeds(value)
-        return format_seeds(seeds) if list(seeds) == sorted(seeds) else value
+        return format_seeds(seeds) if seeds.is_ascending else value
     return value
 
 
@@ -176,11 +176,11 @@ class Config(Section):
     runtime: RuntimeSettings = RuntimeSettings()
     output: OutputSettings = OutputSettings()
 
-    def seeds(self) -> tuple[int, ...]:
+    def seeds(self) -> Seeds:
         """The seeds of the plan, in the order in which images are numbered for shards."""
         if self.sampling.seeds is not None:
             return parse_seeds(self.sampling.seeds)
-        return tuple(range(self.sampling.seed, self.sampling.seed + self.sampling.num_images))
+        return Seeds.of(range(self.sampling.seed, self.sampling.seed + self.sampling.num_images))
 
 
 SECTIONS: dict[str, type[Section]] = {name: field.annotation for name, field in Config.model_fields.items()}

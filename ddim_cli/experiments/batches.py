@@ -14,7 +14,7 @@ from ddim_cli.outputs.atomic import remove_leftovers
 from ddim_cli.sampling.host import keep_memory
 from ddim_cli.sampling.loop import OnStep, Sampler, ascent, is_out_of_memory, trajectory
 from ddim_cli.sampling.plan import padded
-from ddim_cli.sampling.run import Job, Reporter, load_job_network
+from ddim_cli.sampling.run import Job, Reporter, fit_in_memory, load_job_network
 
 
 def prepare(job: Job, images: int, reporter: Reporter) -> tuple[SamplingNetwork, Job]:
@@ -22,9 +22,11 @@ def prepare(job: Job, images: int, reporter: Reporter) -> tuple[SamplingNetwork,
 
     Raises:
         ModelError: for weights that cannot be loaded.
-        UsageError: for a folder that cannot be made.
+        UsageError: for a folder that cannot be made or written to.
     """
     keep_memory()
+    job.folder.check_writable()
+    job = fit_in_memory(job, reporter)
     reporter.loading(job)
     network, job = load_job_network(job, images, reporter)
     job.folder.create()

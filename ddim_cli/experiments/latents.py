@@ -57,12 +57,18 @@ def pending(job: Job, starts: Sequence[Start], overwrite: bool = False) -> list[
     """The positions of the latents, of those that are the job's share, whose pictures are to be made.
 
     Raises:
-        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false; for latents of these
+            that cannot be read, or whose values are not finite.
     """
     if overwrite:
-        return list(job.seeds)
-    job.folder.check_settings(job.identity)
-    return missing(job, starts, job.seeds)
+        found = list(job.seeds)
+    else:
+        job.folder.check_settings(job.identity)
+        found = missing(job, starts, job.seeds)
+    for position in found:
+        # Now, and not after hours of others.
+        read_latent(starts[position].file, starts[position].index)
+    return found
 
 
 def execute(

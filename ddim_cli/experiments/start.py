@@ -5,6 +5,7 @@ Needs no torch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,6 +65,12 @@ def find_latents(paths: Sequence[Path]) -> list[LatentFile]:
 def starts_of(files: Sequence[LatentFile]) -> list[Start]:
     """All latents of the files, in their order."""
     return [Start(file, index) for file in files for index in file.indices]
+
+
+def folder_ending(files: Sequence[LatentFile]) -> str:
+    """The ending of the default folder's name: which folders the latents lie in, since pictures have their names."""
+    folders = sorted({str(file.path.resolve().parent) for file in files})
+    return f"-latents-{hashlib.sha256(chr(0).join(folders).encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
 def check_no_seeds(layers: Sequence[Layer]) -> None:

@@ -22,24 +22,27 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock
+# .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock, .run.json.work
 _OURS = re.compile(
     r"\.((\d{6,}|frame_\d{3,})\.(png|json)|\d{6,}\.(x0|xt)\.(png|gif)|run\.json|grid\.png|strip\.(png|gif)"
     r"|sweep\.(json|png)|.+\.(recon|latent)\.(png|json)|.+\.latent\.safetensors|inverted\.png"
     r"|report\.html)"
-    r"(\.[0-9a-f]{12}\.tmp|\.lock)"
+    r"(\.[0-9a-f]{12}\.tmp|\.lock|\.work)"
 )
 # Without locks: a temporary file lives for as long as one file takes to write.
 SECONDS_BEFORE_ABANDONED = 3600.0
 TRIES = 5
 
 
-def _try_lock(stream: BinaryIO, wait: bool) -> bool | None:
-    """Lock an open file; False if another process has it, None where the file system has no locks."""
+def _try_lock(stream: BinaryIO, wait: bool, alone: bool = True) -> bool | None:
+    """Lock an open file; False if another process has it, None where the file system has no locks.
+
+    Not ``alone``, others may hold it likewise.
+    """
     if fcntl is None:
         return None
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(stream, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError:
@@ -155,11 +158,54 @@ def locked(path: Path) -> Iterator[Held]:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def _open_locked(hidden: Path) -> BinaryIO | None:
-    """The hidden file, locked; None where there are no locks."""
+@contextlib.contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Within the block this process is at work on ``path``, beside others that are; see `is_shared`.
+
+    Where the file system has no locks, nothing tells. Raises OSError naming ``path``.
+    """
+    hidden = _work_file(path)
+    try:
+        stream = _open_locked(hidden, alone=False)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        yield
+    finally:
+        if stream is not None:
+            stream.close()
+            # The last to leave removes the file.
+            with contextlib.suppress(OSError), hidden.open("r+b") as stream:
+                if _try_lock(stream, wait=False) and _still_named(stream, hidden):
+                    hidden.unlink()
+
+
+def is_shared(path: Path) -> bool:
+    """Whether a process is at work on ``path``, as far as locks tell. Writes nothing."""
+    try:
+        # Over NFS, only what is open for writing can be held alone.
+        with _work_file(path).open("r+b") as stream:
+            return _try_lock(stream, wait=False) is False
+    except OSError:
+        return False
+
+
+def _work_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.work")
+
+
+def _open_locked(hidden: Path, alone: bool = True) -> BinaryIO | None:
+    """The hidden file, locked as `_try_lock` does; None where there are no locks."""
     while fcntl is not None:
         stream = hidden.open("ab")
-        held = _try_lock(stream, wait=True)
+        if not alone:
+            # Held for long, and a disk must be able to turn read-only meanwhile.
+            stream.close()
+            try:
+                stream = hidden.open("rb")
+            except FileNotFoundError:
+                continue
+        held = _try_lock(stream, wait=True, alone=alone)
         # Its last holder removes or renames it: then the name is free, or another's.
         if held and _still_named(stream, hidden):
             return stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddim_cli.config.seeds import format_seeds, parse_seeds
+from ddim_cli.config.seeds import Seeds, format_seeds, parse_seeds
 from ddim_cli.errors import UsageError
-from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
+from ddim_cli.outputs.atomic import is_shared, locked, remove_leftovers, shared, write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.jsontext import dump_json
@@ -58,7 +59,10 @@ class OutputFolder:
         return self.picture(seed).with_suffix(".json")
 
     def check_usable(self) -> None:
-        """UsageError if the path is a file, or nothing can be written there. Creates nothing."""
+        """UsageError if the path is a file, or the folder cannot be made. Creates nothing.
+
+        One that is there may be finished, and then needs not be written to: see `check_writable`.
+        """
         there = self.path
         if "\0" in str(there):
             raise UsageError(f"output folder {str(there)!r}: a path cannot hold a null character")
@@ -71,6 +75,15 @@ class OutputFolder:
             ) from None
         if not there.is_dir():
             raise UsageError(f"output folder {self.path}: {there} is a file")
+        if there != self.path:
+            self._check_access(there)
+
+    def check_writable(self) -> None:
+        """UsageError if the folder is there, and nothing can be written into it."""
+        if self.path.exists():
+            self._check_access(self.path)
+
+    def _check_access(self, there: Path) -> None:
         if not os.access(there, os.W_OK | os.X_OK):
             raise UsageError(f"output folder {self.path}: {there} cannot be written to")
 
@@ -143,63 +156,95 @@ class OutputFolder:
                 "choose another folder with --out, or replace what is there with --overwrite"
             )
 
-    def missing(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> list[int]:
+    def missing(self, seeds: Sequence[int], settings: Mapping[str, Any]) -> Seeds:
         """Those of ``seeds`` that are not done, in order. Raises UsageError as `is_done`."""
-        there = self.numbered("json")
+        seeds, there = Seeds.of(seeds), self.numbered("json")
 
         def done(seed: int) -> bool:
-            paths = there.get(seed, [])
+            paths = there[seed]
             # There in either layout: `picture` knows which of them counts.
-            return self.is_pair(paths[0], settings) if len(paths) == 1 else bool(paths) and self.is_done(seed, settings)
+            return self.is_pair(paths[0], settings) if len(paths) == 1 else self.is_done(seed, settings)
 
-        return [seed for seed in seeds if not done(seed)]
+        # What is there is looked at, not what is asked for: a plan may have millions.
+        return seeds.without({seed for seed in there if seed in seeds and done(seed)})
 
     def read_manifest(self) -> dict[str, Any] | None:
         return read_json(self.manifest)
 
-    def planned(self) -> tuple[int, ...]:
+    def planned(self) -> Seeds:
         """The seeds that run.json names; where it is lost, those of the sidecars that are there."""
         try:
             return parse_seeds((self.read_manifest() or {})["seeds"])
         except (KeyError, ValueError, AttributeError):
-            return tuple(self.numbered("json"))
+            return Seeds.of(self.numbered("json"))
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """UsageError if the folder holds pictures of other settings: as run.json says, or the first sidecar."""
+        """UsageError if the folder holds pictures of other settings: as run.json says, or the first sidecar.
+
+        A run.json without pictures binds nobody, unless a process is at work on them.
+        """
         manifest = self.read_manifest()
         ours = manifest is not None and manifest.get("schema") == RUN_SCHEMA
         if ours and first_difference(identity(manifest), settings) is None:
             return
         first = next((path for path in self.pairs() if (read_json(path) or {}).get("schema") == SCHEMA), None)
-        if first is None:
-            return
-        if ours:
+        if ours and (first is not None or is_shared(self.manifest)):
             self.check_same(manifest, settings, self.manifest)
-        else:
+        elif first is not None:
             self.check_same(read_json(first) or {}, settings, first)
 
     def start(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> None:
+        """As `claimed`, for a moment."""
+        with self.claimed(seeds, record, complete):
+            pass
+
+    @contextlib.contextmanager
+    def claimed(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> Iterator[None]:
         """Write run.json: the seeds of this plan and of the plans before it, and the settings.
 
-        Totals that stand there are kept where nothing is to be made (``complete``). What processes left behind that
-        were killed here is removed.
+        For as long as the block runs, no process with other settings may do so. Where nothing is to be made
+        (``complete``) totals that stand there are kept, and a run.json that has the seeds stays as it is. What
+        processes left behind that were killed here is removed.
+
+        Raises:
+            UsageError: if the folder holds pictures of other settings, or another process is about to make some.
         """
         for folder in self.folders():
             remove_leftovers(folder)
-        # Between reading and writing, no other process may add its seeds.
-        with locked(self.manifest):
-            before = self.read_manifest() or {}
-            seeds = sorted({*seeds, *self.planned()})
-            manifest = {
-                "schema": RUN_SCHEMA,
-                "seeds": format_seeds(seeds),
-                "images": len(seeds),
-                "created": before.get("created") or utc_now(),
-                **record,
-            }
-            if complete and "totals" in before and before.get("seeds") == manifest["seeds"]:
-                manifest["totals"] = before["totals"]
-            self._write_manifest(manifest)
+        if complete and self._is_planned(seeds, record):
+            yield
+            return
+        with contextlib.ExitStack() as work:
+            # Between reading and writing, no other process may add its seeds, or settings of its own.
+            with locked(self.manifest):
+                self.check_settings(identity(record))
+                work.enter_context(shared(self.manifest))
+                self._extend(seeds, record, complete)
+            yield
+
+    def _is_planned(self, seeds: Sequence[int], record: Mapping[str, Any]) -> bool:
+        """Whether run.json has these seeds and settings already."""
+        manifest = self.read_manifest() or {}
+        same, planned = manifest.get("schema") == RUN_SCHEMA and identity(manifest) == identity(record), self.planned()
+        return same and all(seed in planned for seed in seeds)
+
+    def _extend(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> None:
+        before, planned = self.read_manifest() or {}, self.planned()
+        if before.get("schema") == RUN_SCHEMA and identity(before) != identity(record):
+            # Nothing came of it.
+            before, planned = {}, ()
+        if planned and planned != seeds:
+            seeds = sorted({*seeds, *planned})
+        manifest = {
+            "schema": RUN_SCHEMA,
+            "seeds": format_seeds(seeds),
+            "images": len(seeds),
+            "created": before.get("created") or utc_now(),
+            **record,
+        }
+        if complete and "totals" in before and before.get("seeds") == manifest["seeds"]:
+            manifest["totals"] = before["totals"]
+        self._write_manifest(manifest)
 
     def finish(self, made: int, seconds: float, grid: bool, seeds: Sequence[int] | None = None) -> None:
         """Write the contact sheet, and the totals into run.json.
@@ -207,10 +252,11 @@ class OutputFolder:
         Not where another process has extended the plan beyond the ``seeds`` that were found complete, nor where
         nothing was ``made`` and both are there already.
         """
+        if not made and self._is_finished(grid):
+            return
         with locked(self.manifest):
             manifest, planned = self.read_manifest() or {}, self.planned()
-            there = "totals" in manifest and (self.grid.exists() or not grid)
-            if (seeds is not None and set(planned) != set(seeds)) or (there and not made):
+            if (seeds is not None and set(planned) != set(seeds)) or (not made and self._is_finished(grid)):
                 return
             if grid:
                 self.write_grid(planned)
@@ -222,6 +268,10 @@ class OutputFolder:
                 "images_per_second": round(made / seconds, 3) if made and seconds > 0 else None,
             }
             self._write_manifest(manifest)
+
+    def _is_finished(self, grid: bool) -> bool:
+        """Whether the totals are there, and the contact sheet if one is wanted."""
+        return "totals" in (self.read_manifest() or {}) and (self.grid.exists() or not grid)
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self.manifest, (dump_json(manifest) + "\n").encode(), self.fsync)
@@ -247,11 +297,25 @@ class OutputFolder:
             if ours and not name.startswith("."):
                 yield path
 
-    def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
-        """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``."""
+    def remove(self, seeds: Iterable[int]) -> None:
+        """Remove the pairs of ``seeds``."""
         for seed in seeds:
             self.sidecar(seed).unlink(missing_ok=True)
             self.picture(seed).unlink(missing_ok=True)
+
+    def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
+        """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``.
+
+        Raises:
+            UsageError: while a process is making pictures of other settings here.
+        """
+        manifest = self.read_manifest()
+        if manifest is not None and identity(manifest) != settings and is_shared(self.manifest):
+            raise UsageError(
+                f"output folder {self.path}: a process is making pictures of other settings here; wait for it, or "
+                "choose another folder with --out"
+            )
+        self.remove(seeds)
         for path in self.pairs():
             # Another rank may be replacing it with a picture of the new settings.
             with locked(path):

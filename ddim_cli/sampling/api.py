@@ -24,12 +24,13 @@ from ddim_cli.sampling.network import Network
 from ddim_cli.sampling.outside import check_outside, guarded
 from ddim_cli.sampling.precision import (
     choose_batch_size,
+    halve_to_fit,
     runtime_record,
     set_tf32,
 )
 from ddim_cli.sampling.record import make_record
 from ddim_cli.sampling.resolve import Run, judge, resolve
-from ddim_cli.sampling.run import load_run_network, make_sampler
+from ddim_cli.sampling.run import load_run_network, make_sampler, rows_an_image
 
 Model = LoadedModel | nn.Module | Network
 
@@ -161,6 +162,7 @@ def sample(
     shape = (run.model.channels, *run.model.size) if outside is None else _shape(outside, shape)
     seeds, asked = run.config.seeds(), run.config.sampling.batch_size
     batch_size = choose_batch_size(asked, len(seeds), run.model, device, dtype)
+    batch_size = halve_to_fit(batch_size, run.model, device, dtype, rows_an_image(run))
     if given is None:
         network, compiled = load_run_network(run, device, dtype, batch_size, len(seeds))
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # mallopt's names for its parameters, and what they are set to: a step's tensors come from the heap, and stay there.
 _MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20}
@@ -30,3 +32,37 @@ def return_memory() -> None:
     """Give what the C allocator keeps unused back to the system, for a measurement to start anew; glibc alone."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_memory() -> int | None:
+    """Bytes of the host's memory that are to be had now, within the limits of a container or a batch job; None where
+    the system does not tell."""
+    found = list(_free_in_groups())
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return max(0, min(found)) if found else None
+
+
+def _free_in_groups() -> Iterator[int]:
+    """What each control group of this process, and those around it, leave of their limits."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            root, names, cache = "/sys/fs/cgroup", ("memory.max", "memory.current"), "inactive_file"
+        elif "memory" in controllers.split(","):
+            names, cache = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+            root = "/sys/fs/cgroup/memory"
+        else:
+            continue
+        place = Path(root + own)
+        for folder in (place, *place.parents):
+            # Where there is no limit, the file says "max", or is not there.
+            with contextlib.suppress(OSError, ValueError):
+                limit, used = (int((folder / name).read_text()) for name in names)
+                facts = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                yield limit - used + int(facts.get(cache, 0))

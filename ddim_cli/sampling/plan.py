@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ddim_cli.config.seeds import Seeds
 from ddim_cli.errors import UsageError
 
 
@@ -32,8 +33,8 @@ class Shard:
             )
         return cls(index, count)
 
-    def of(self, seeds: Sequence[int]) -> tuple[int, ...]:
-        return tuple(seeds[self.index % self.count :: self.count])
+    def of(self, seeds: Sequence[int]) -> Seeds:
+        return Seeds.of(seeds)[self.index % self.count :: self.count]
 
 
 def even_batch_size(count: int, most: int) -> int:

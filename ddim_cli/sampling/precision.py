@@ -12,6 +12,7 @@ import torch
 from ddim_cli.config.schema import RuntimeSettings
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.inspect import activation_bytes
+from ddim_cli.sampling.host import free_memory
 from ddim_cli.sampling.plan import even_batch_size
 
 # A CPU gains little from larger batches, and a killed run loses the one that is being made: as many pixels as this,
@@ -68,12 +69,13 @@ def total_memory(device: torch.device) -> int:
 def choose_batch_size(
     asked: int | str, count: int, model: ModelDescription | None, device: torch.device, dtype: torch.dtype
 ) -> int:
-    """The batch size for ``count`` images; ``auto``: what memory allows, in batches of equal size.
+    """The batch size for ``count`` images, of which a batch has no more; ``auto``: what memory allows, in batches of
+    equal size.
 
     Of a network from outside (``model`` None) nothing is known, and 64 is the most.
     """
     if asked != "auto":
-        return int(asked)
+        return max(1, min(int(asked), count))
     most = MOST_ON_CPU if device.type == "cpu" or model is None else MOST_ON_GPU
     if model is not None and device.type == "cpu":
         height, width = model.size
@@ -82,6 +84,22 @@ def choose_batch_size(
         by_memory = int(total_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype.itemsize))
         most = max(1, min(most, by_memory))
     return even_batch_size(max(1, count), most)
+
+
+def halve_to_fit(
+    batch_size: int, model: ModelDescription | None, device: torch.device, dtype: torch.dtype, rows: int = 1
+) -> int:
+    """The batch size, halved until the host's memory suffices for its batches, of ``rows`` rows an image.
+
+    Of a CPU alone: a GPU says when it has no more, and a host promises what it does not have, then ends the process.
+    """
+    free = free_memory() if device.type == "cpu" and model is not None else None
+    if free is None:
+        return batch_size
+    share = (free - model.parameters * dtype.itemsize) * SHARE_OF_MEMORY
+    while batch_size > 1 and batch_size * rows * activation_bytes(model, dtype.itemsize) > share:
+        batch_size //= 2
+    return batch_size
 
 
 def runtime_record(

@@ -30,6 +30,7 @@ from ddim_cli.sampling.network import Network, as_network, at_steps, load_networ
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.precision import (
     choose_batch_size,
+    halve_to_fit,
     runtime_record,
     set_tf32,
 )
@@ -42,7 +43,7 @@ class Job:
     """A run on this machine: ``seeds`` are this process's share of the plan, before what is done is taken out."""
 
     run: Run
-    seeds: tuple[int, ...]
+    seeds: Sequence[int]
     shard: Shard
     device: torch.device
     dtype: torch.dtype
@@ -188,10 +189,11 @@ def starting_timesteps(run: Run, table: StepTable) -> Tensor:
     return table.timesteps.new_tensor([lowest if t < 0 else t for t in table.prev_timesteps])
 
 
-def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
+def make_job(run: Run, shard: Shard = Shard(), ending: str = "", pads: bool = False) -> Job:
     """Settle device, dtype, batch size and folder. Reads the weights only to hash them.
 
-    ``ending`` is that of the default folder's name, for what is not the pictures of seeds.
+    ``ending`` is that of the default folder's name, for what is not the pictures of seeds. With ``pads`` the network
+    sees as many rows as were asked for though the plan has fewer images: so are equal hashes had again.
 
     Raises:
         UsageError: for a device that is not there, or a folder that cannot be used.
@@ -204,7 +206,9 @@ def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
     make_table(config.scheduler, config.sampling, run.timesteps)
     seeds = shard.of(config.seeds())
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
-    batch_size = choose_batch_size(config.sampling.batch_size, len(config.seeds()), run.model, device, dtype)
+    batch_size = config.sampling.batch_size
+    if not pads or batch_size == "auto":
+        batch_size = choose_batch_size(batch_size, len(config.seeds()), run.model, device, dtype)
     record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size))
     name = f"{run.model.name}-{record['sampling']['steps']}steps-{identity_hash(record)}{ending}"
     try:
@@ -221,10 +225,24 @@ def make_job(run: Run, shard: Shard = Shard(), ending: str = "") -> Job:
     return job
 
 
+def rows_an_image(run: Run) -> int:
+    """How many rows the network sees for an image: with guidance, also one without a class."""
+    return 1 if run.config.sampling.guidance_scale == 1 else 2
+
+
 def network_target(run: Run, device: torch.device, dtype: torch.dtype, batch_size: int) -> Target:
     """What the run's network would be compiled for."""
-    halves = 1 if run.config.sampling.guidance_scale == 1 else 2
-    return Target(run.model, device, dtype, batch_size * halves)
+    return Target(run.model, device, dtype, batch_size * rows_an_image(run))
+
+
+def fit_in_memory(job: Job, reporter: Reporter) -> Job:
+    """The job, in batches for which the host's memory suffices by an estimate."""
+    batch_size = halve_to_fit(job.batch_size, job.run.model, job.device, job.dtype, rows_an_image(job.run))
+    if batch_size == job.batch_size:
+        return job
+    reporter.halved(batch_size)
+    runtime = {**job.record["runtime"], "batch_size": batch_size}
+    return replace(job, batch_size=batch_size, record={**job.record, "runtime": runtime})
 
 
 def load_run_network(
@@ -284,16 +302,21 @@ def _sample_into(job: Job, todo: Sequence[int], network: SamplingNetwork, report
     return made
 
 
-def pending(job: Job, overwrite: bool = False) -> list[int]:
+def pending(job: Job, overwrite: bool = False) -> Sequence[int]:
     """The seeds of the job that are to be made.
 
     Raises:
-        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false, or cannot be written to
+            though something is to be made.
     """
     if overwrite:
-        return list(job.seeds)
-    job.folder.check_settings(job.identity)
-    return job.folder.missing(job.seeds, job.identity)
+        found = job.seeds
+    else:
+        job.folder.check_settings(job.identity)
+        found = job.folder.missing(job.seeds, job.identity)
+    if found:
+        job.folder.check_writable()
+    return found
 
 
 # (job, images to make, reporter) -> the job's network, and the job that says whether it is compiled code
@@ -306,13 +329,15 @@ def execute(
     overwrite: bool = False,
     npz: NamedFile | None = None,
     load: Load = load_job_network,
+    anew: bool = False,
 ) -> Summary:
     """Make what is missing of a job; into ``npz``, once the whole plan is there, all its pictures as one array.
 
-    ``load`` gives the network where something is to be made.
+    ``load`` gives the network where something is to be made. With ``anew`` all images are made, also those that are
+    there, if they are of the same settings.
 
     Raises:
-        UsageError: if the folder holds pictures of other settings and ``overwrite`` is false.
+        UsageError: as `pending` does.
         RunError: if the run fails; what was finished stays.
         InterruptedRunError: on Ctrl-C; likewise.
     """
@@ -320,24 +345,30 @@ def execute(
     keep_memory()
     folder, settings = job.folder, job.identity
     plan, todo = job.run.config.seeds(), pending(job, overwrite)
+    if anew:
+        todo = job.seeds
+        folder.check_writable()
     network = None
     if todo:
+        job = fit_in_memory(job, reporter)
         reporter.loading(job)
         network, job = load(job, len(todo), reporter)
     folder.create()
     if overwrite:
         folder.clear(job.seeds, settings)
-    folder.start(plan, job.record, complete=not todo)
-    started = time.perf_counter()
-    made = 0
-    if todo:
-        reporter.started(job, todo)
-        try:
-            made = _sample_into(job, todo, network, reporter)
-        finally:
-            reporter.stopped()
-    seconds = time.perf_counter() - started
-    return conclude(job, made, seconds, reporter, npz)
+    with folder.claimed(plan, job.record, complete=not todo):
+        if anew:
+            folder.remove(job.seeds)
+        started = time.perf_counter()
+        made = 0
+        if todo:
+            reporter.started(job, todo)
+            try:
+                made = _sample_into(job, todo, network, reporter)
+            finally:
+                reporter.stopped()
+        seconds = time.perf_counter() - started
+        return conclude(job, made, seconds, reporter, npz)
 
 
 def conclude(job: Job, made: int, seconds: float, reporter: Reporter, npz: NamedFile | None) -> Summary:

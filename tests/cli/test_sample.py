@@ -49,6 +49,25 @@ def test_the_same_command_makes_what_is_missing(tiny, tmp_path):
             assert (tmp_path / "out" / name).read_bytes() == content
 
 
+def test_a_finished_folder_is_not_written_to(tiny, tmp_path, monkeypatch):
+    """So it may be on a disk that is read-only."""
+    assert tiny("-n", 2, "-o", "out").exit_code == 0
+
+    def state():
+        return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in [tmp_path / "out", *(tmp_path / "out").iterdir()]}
+
+    before = state()
+    # As of a disk that is mounted read-only.
+    monkeypatch.setattr("os.access", lambda *args: False)
+    for images in (2, 1):
+        done = tiny("-n", images, "-o", "out")
+        assert (done.exit_code, "nothing to do" in done.stdout) == (0, True), done.stderr
+        assert state() == before
+    for more in (["-n", 3, "-o", "out"], ["-n", 3, "-o", "out", "--dry-run"], ["-o", "out/new"]):
+        assert "out cannot be written to" in tiny(*more).stderr
+    assert state() == before
+
+
 def test_more_seeds_extend_a_folder(tiny, tmp_path):
     assert tiny("-n", 2, "-o", "out").exit_code == 0
     assert tiny("--seeds", "1-3,9", "-o", "out").exit_code == 0
@@ -151,6 +170,20 @@ def test_dry_run_writes_nothing(tiny, tmp_path):
     assert len(plan["files"]) == 5
     assert "750 500 250 0" in tiny("--dry-run").stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_millions_says_what_a_line_holds(tiny, monkeypatch):
+    from ddim_cli.config.seeds import Seeds
+
+    monkeypatch.setattr(Seeds, "__iter__", lambda self: pytest.fail("looked at one by one"))
+    shown = tiny("--seeds", "0-9999999", "--dry-run", "-o", "out").stdout
+    assert "images: 10,000,000 (seeds 0-9999999)" in shown
+    assert "files: out/000000.png ... out/9999999.png" in shown
+    shown = tiny("--seeds", "0-9999999", "--shard", "3/8", "--dry-run", "-o", "out").stdout
+    assert "images: 1,250,000 (shard 3/8 of the seeds 0-9999999)" in shown
+    assert "files: out/000003.png ... out/9999995.png" in shown
+    listed = ",".join(map(str, range(0, 1000, 2)))
+    assert max(map(len, tiny("--seeds", listed, "--dry-run", "-o", "out").stdout.splitlines())) < 150
 
 
 def test_quiet_and_json(tiny):

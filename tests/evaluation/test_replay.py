@@ -46,6 +46,32 @@ def test_quietly_a_check_says_what_differs_and_nothing_else(ddim, made, tmp_path
     assert line.startswith(f"{made / '000002.json'}: ")
 
 
+def test_a_check_makes_the_pictures_anew(ddim, tiny_model, made, tmp_path):
+    """Also into a folder of an earlier one: what was made then says nothing of what would be made now."""
+    command = ("replay", "out/000001.json", "out/000004.json", "-o", "again")
+    assert ddim(*command).exit_code == 0
+    there = [tmp_path / "again" / f"00000{seed}.png" for seed in (1, 4)]
+    before = [(p.stat().st_ino, p.read_bytes()) for p in there]
+    assert "2 images in 1 batch" not in ddim(*command).stderr
+    result = ddim(*command, "--check")
+    assert (result.exit_code, "2 with equal hashes" in result.stdout) == (0, True)
+    assert "2 images in 1 batch of 3" in result.stderr
+    after = [(p.stat().st_ino, p.read_bytes()) for p in there]
+    assert all(old[0] != new[0] and old[1] == new[1] for old, new in zip(before, after, strict=True))
+    # What the folder has of other settings stays, and is refused as ever.
+    assert ddim("sample", "-m", tiny_model, "--steps", 2, "-n", 5, "-o", "other").exit_code == 0
+    assert ddim(*command[:-1], "other", "--check").exit_code == 2
+    assert len(list((tmp_path / "other").glob("0*.png"))) == 5
+
+
+def test_as_many_rows_as_then(ddim, made, tmp_path):
+    """Also more of them than there were images, as runs before had where -b was above the plan."""
+    for path in (tmp_path / "out").glob("0*.json"):
+        edit(path, "runtime", batch_size=9)
+    assert ddim("replay", "out/000001.json", "-o", "again").exit_code == 0
+    assert json.loads((tmp_path / "again" / "000001.json").read_text())["runtime"]["batch_size"] == 9
+
+
 def test_as_many_threads_as_then(ddim, made, monkeypatch):
     import torch
 

@@ -205,7 +205,24 @@ def test_mistakes_are_told_before_anything_runs(ddim, tiny_model, tmp_path, more
     result = ddim(*command(tiny_model, "--latents", "mine.safetensors", *more))
     assert result.exit_code == 2
     assert text in result.stderr, result.stderr
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_in_two_folders_have_two_default_folders(ddim, tiny_model, tmp_path):
+    for i, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        save_file({"latent": noise(i)}, tmp_path / folder / "mine.safetensors")
+        save_file({"latent": noise(8)}, tmp_path / folder / "other.safetensors")
+    common = ("sample", "-m", tiny_model, "--steps", 4, "--json", "--latents")
+    found = {}
+    for path in ("a/mine.safetensors", "b/mine.safetensors", "./a/other.safetensors"):
+        result = ddim(*common, path)
+        assert result.exit_code == 0, result.stderr
+        found[path] = json.loads(result.stdout)["folder"]
+    assert found["a/mine.safetensors"] != found["b/mine.safetensors"]
+    # Others beside it extend its folder, and the same command finds it again.
+    assert found["a/mine.safetensors"] == found["./a/other.safetensors"]
+    assert json.loads(ddim(*common, "a").stdout)["made"] == 0
 
 
 def test_under_torchrun_it_says_what_to_do(ddim, tiny_model, tmp_path, monkeypatch):

@@ -118,3 +118,20 @@ def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="cannot be written to"):
         OutputFolder(tmp_path / "new").check_usable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_binds_while_a_process_is_at_work(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.start([8, 9], OTHER, complete=False)
+    with folder.claimed([1], RECORD, complete=False):
+        # What the run before it wanted, without a picture of it, is of no account.
+        assert folder.planned() == (1,)
+        for act in (lambda: folder.check_settings(identity(OTHER)), lambda: folder.start([2], OTHER, complete=False)):
+            with pytest.raises(UsageError, match=r"run.json was made with sampling.eta = 0.0, this run has 1.0"):
+                act()
+        with pytest.raises(UsageError, match="a process is making pictures of other settings here"):
+            folder.clear([1], identity(OTHER))
+        folder.start([2], RECORD, complete=False)
+        assert folder.planned() == (1, 2)
+    folder.check_settings(identity(OTHER))
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]

@@ -187,3 +187,26 @@ def test_unrelated_processes_on_one_folder(start, ddim, tiny_model, tmp_path):
     result = ddim("verify", "out")
     assert result.exit_code == 0, result.stdout
     assert hidden(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_of_two_settings_one_has_the_folder_to_itself(start, ddim, tmp_path, delay):
+    """Both begin where nothing is yet; the one that comes second says so, and leaves nothing of its own."""
+    commands = [("sample", "-n", 6, "-b", 2, "--steps", steps, "-o", "out") for steps in (40, 41)]
+    processes = []
+    for command in commands:
+        processes.append(start(*command))
+        time.sleep(delay)
+    codes = [p.wait() for p in processes]
+    assert sorted(codes) == [0, 2], [p.stderr for p in processes]
+    winner, loser = (commands[codes.index(code)] for code in (0, 2))
+    assert "run.json was made with sampling.timesteps" in processes[codes.index(2)].stderr
+    assert ddim("verify", "out").exit_code == 0
+    assert hidden(tmp_path / "out") == []
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert "nothing to do" in ddim(*winner).stdout
+    refused = ddim(*loser)
+    assert refused.exit_code == 2
+    assert "--out" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -26,13 +28,33 @@ def test_auto_takes_what_memory_allows(mnist, monkeypatch):
     for images_that_fit, count, expected in ((5, 100, 5), (5, 12, 4), (1000, 7, 7), (0, 9, 1)):
         monkeypatch.setattr(precision, "total_memory", lambda d, n=images_that_fit: int(2 * n * one))
         assert precision.choose_batch_size("auto", count, mnist, CPU, torch.float32) == expected
-    assert precision.choose_batch_size(77, 10, mnist, CPU, torch.float32) == 77
+    assert precision.choose_batch_size(7, 10, mnist, CPU, torch.float32) == 7
 
 
-def test_shards_choose_the_batch_size_of_the_whole_plan(monkeypatch, tmp_path):
+@pytest.mark.parametrize("asked", ["auto", 1_000_000])
+def test_a_batch_is_at_most_the_whole_plan_also_of_a_shard(monkeypatch, tmp_path, asked):
     monkeypatch.chdir(tmp_path)
-    run = resolve([table_layer({"sampling": {"num_images": 16, "steps": 10}}, "test")])
+    run = resolve([table_layer({"sampling": {"num_images": 16, "steps": 10, "batch_size": asked}}, "test")])
     assert make_job(run).batch_size == make_job(run, Shard(1, 4)).batch_size == 16
+
+
+def test_a_batch_that_memory_cannot_hold_is_halved_before_it_is_tried(ddim, tiny_model, tmp_path, monkeypatch):
+    """A CPU's memory is promised and not had: the process that used it would be killed."""
+    tiny = describe_model(ModelSettings(source=str(tiny_model)))
+    free = tiny.parameters * 4 + 2 * 3 * activation_bytes(tiny, 4)
+    monkeypatch.setattr(precision, "free_memory", lambda: free)
+    done = ddim("sample", "-m", tiny_model, "-n", 14, "-b", 14, "--steps", 2, "-o", "out")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("out of memory; going on with batches of 3") == 1
+    assert "14 images in 5 batches of 3" in done.stderr
+    for name in ("run.json", "000000.json", "000013.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["runtime"]["batch_size"] == 3
+    done = ddim("trajectory", "--seeds", "0-5", "-m", tiny_model, "-b", 6, "--steps", 2, "-o", "strips")
+    assert (done.exit_code, "going on with batches of 3" in done.stderr) == (0, True), done.stderr
+    # A GPU says itself when it has no more.
+    assert precision.halve_to_fit(14, tiny, torch.device("cuda"), torch.float32) == 14
+    monkeypatch.setattr(precision, "free_memory", lambda: 0)
+    assert precision.halve_to_fit(14, tiny, CPU, torch.float32) == 1
 
 
 def test_tf32_is_off_unless_asked_for(tiny_model):
