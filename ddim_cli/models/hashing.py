@@ -19,7 +19,7 @@ SMALLEST_KEPT = 16 << 20
 
 
 def cache_folder() -> Path:
-    """``$DDIM_CACHE``, else ``ddim`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; a variable that is empty counts as unset."""
+    """``$DDIM_CACHE``, else ``ddim`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; one that is empty counts as unset."""
     if os.environ.get("DDIM_CACHE"):
         return Path(os.environ["DDIM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddim"
