@@ -121,7 +121,7 @@ def bench(
 
     Measure images a second, a batch size at a time, and what they are spent on.
 
-    Of the settings, num_images, seeds beyond the first, batch_size and [output] mean nothing here.
+    Of the settings, num_images, seeds beyond the first, batch_size and \\[output] mean nothing here.
 
     With --against, diffusers makes the same pictures in the same process, in turns, and the ratio of speeds is told.
     """

@@ -10,6 +10,20 @@ from PIL import Image
 DATA = Path(__file__).parents[1] / "data" / "ddim-original-tiny"
 
 
+def test_the_size_of_an_image_as_a_number_or_as_height_and_width(ddim, tiny_model):
+    def size(*args):
+        result = ddim("inspect", tiny_model, *args, "--json")
+        assert result.exit_code == 0, result.stderr
+        return tuple(json.loads(result.stdout)[side] for side in ("height", "width"))
+
+    assert size("--image-size", 16) == size("--image-size", "16x16") == (16, 16)
+    assert size("--image-size", "16x24") == size("--set", "model.image_size=[16, 24]") == (16, 24)
+    for wrong in ("16x", "x", "16x24x3", "-4", "0", "16x0"):
+        result = ddim("inspect", tiny_model, f"--image-size={wrong}")
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: --image-size")
+
+
 def test_list(ddim):
     assert ddim("inspect", "--list").stdout.split() == ["mnist"]
 
