@@ -28,6 +28,7 @@ from ddim_cli.cli.replay import replay
 from ddim_cli.cli.report import report_page
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
+from ddim_cli.cli.streams import never_fail_to_encode
 from ddim_cli.cli.sweep import sweep
 from ddim_cli.cli.trajectory import trajectory
 from ddim_cli.cli.verify import verify
@@ -171,6 +172,7 @@ def _wait_patiently() -> None:
 def main() -> None:
     """Entry point of ``ddim`` and ``python -m ddim_cli``."""
     _wait_patiently()
+    never_fail_to_encode()
     # Looking for plugins of pydantic, which would have no say here, takes a fifth of the time of a small command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
     try:

@@ -105,7 +105,10 @@ def bench(
         ),
     ] = None,
     overwrite: OverwriteFile = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Console")] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Print only the numbers.", rich_help_panel="Console"),
+    ] = False,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
@@ -120,7 +123,7 @@ def bench(
 
     Measure images a second, a batch size at a time, and what they are spent on.
 
-    Of the settings, num_images, seeds beyond the first, batch_size and [output] mean nothing here.
+    Of the settings, num_images, seeds beyond the first, batch_size and \\[output] mean nothing here.
 
     With --against, diffusers makes the same pictures in the same process, in turns, and the ratio of speeds is told.
     """
@@ -133,12 +136,12 @@ def bench(
         for warning in run.warnings:
             console.warn(warning)
         plan = Plan(run, sizes, Path(folder), repeats, batches, rivals, files, psnr_images)
-        found = Bench(plan, progress.waiting if progress is not None else lambda text: None).measure()
+        found = Bench(plan, console.stages(progress), console.warn).measure()
     # What took minutes to measure first: the plot may fail.
     if json:
         console.print_json(found)
     else:
-        show(found)
+        show(found, quiet)
     if to is not None:
         draw(to, found)
 
@@ -246,6 +249,7 @@ def _rows(found: Mapping[str, Any]) -> Rows:
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What the numbers are of, a line each."""
     machine, model, first = found["machine"], found["model"], found["results"][0]
+    in_float32 = f" in float32 ({machine['dtype']} is emulated)" if machine["emulated"] else ""
     lines = [
         f"{model['source']} ({model['parameters']:,} parameters, {model['channels']} x {model['height']} x "
         f"{model['width']}), {console.counted(len(found['sampling']['timesteps']), 'step')}, {machine['dtype']}"
@@ -255,23 +259,30 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         f"timed: {found['timed']}; {console.counted(found['repeats'], 'round')} of "
         f"{console.counted(found['batches'], 'batch')} after a warm-up, medians and quartiles",
         f"the UNet's time is {found['network_time']}; the matrix peak is "
-        f"{_digits(machine['matrix_peak_flops_per_second'] / 1e12)} TFLOP/s; memory is {first['peak_memory']['of']}",
+        f"{_digits(machine['matrix_peak_flops_per_second'] / 1e12)} TFLOP/s{in_float32}; "
+        f"memory is {first['peak_memory']['of']}",
         *(f"{name}: {text}" for name, text in found["against"].items()),
     ]
-    if found["against"] and machine["dtype"] == "float32":
+    return [*lines, found["stride"]] if found["stride"] else lines
+
+
+def pictures(found: Mapping[str, Any]) -> list[str]:
+    """How near the pictures are to diffusers' and to those of float32, a line each."""
+    lines = []
+    if found["against"] and found["machine"]["dtype"] == "float32":
         worst = max(a["largest_difference"] for r in found["results"] for a in r["against"].values())
         lines.append(f"the pictures differ from diffusers' by {worst}/255 at most")
     if found["psnr"] is not None:
-        psnr = found["psnr"]
+        psnr, drawn = found["psnr"], found["model"]["kind"] == "architecture"
         lines.append(
             f"PSNR against float32 over {console.counted(psnr['images'], 'image')}: median {psnr['median_db']:.1f} dB, "
-            f"worst {psnr['worst_db']:.1f} dB" + (" (random weights)" if model["kind"] == "architecture" else "")
+            f"worst {psnr['worst_db']:.1f} dB" + (" (random weights)" if drawn else "")
         )
     return lines
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """A table with a column a batch size on a terminal, else a line a batch size; then what it is of."""
+def show(found: Mapping[str, Any], quiet: bool = False) -> None:
+    """A table with a column a batch size on a terminal, else a line a batch size; unless ``quiet``, what it is of."""
     screen = console.stdout()
     if screen.is_terminal:
         screen.print(_table(found))
@@ -279,7 +290,7 @@ def show(found: Mapping[str, Any]) -> None:
         for result in found["results"]:
             values = "; ".join(f"{name}: {value(result)}" for name, value in _rows(found).items())
             screen.print(f"batch {result['batch_size']}: {values}", markup=False, soft_wrap=True)
-    for line in notes(found):
+    for line in [*([] if quiet else notes(found)), *pictures(found)]:
         screen.print(line, style="dim" if screen.is_terminal else "", markup=False, soft_wrap=True)
 
 

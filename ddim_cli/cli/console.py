@@ -484,6 +484,26 @@ def progress(
             shown.stopped()
 
 
+def stages(progress: RunProgress | None) -> Callable[[str, bool], None]:
+    """What to call with each stage of a command of many: a spinner on a terminal, else a line; None: nothing.
+
+    Of stages that are one of many of their kind (the second argument) there is a line now and then.
+    """
+    if progress is None:
+        return lambda what, one_of_many: None
+    last_line = time.monotonic()
+
+    def tell(what: str, one_of_many: bool) -> None:
+        nonlocal last_line
+        progress.waiting(what)
+        if stderr().is_terminal or (one_of_many and time.monotonic() - last_line < SECONDS_BETWEEN_LINES):
+            return
+        last_line = time.monotonic()
+        say(what)
+
+    return tell
+
+
 @contextlib.contextmanager
 def spinner(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """On a terminal, a spinner while something runs, with a count: call what is yielded with (done, total)."""

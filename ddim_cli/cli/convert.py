@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Assignments, Json, Verbose
+from ddim_cli.cli.options import Assignments, ImageSize, Json, Verbose
 
 
 @console.handles_errors
@@ -17,9 +17,7 @@ def convert(
         str, typer.Argument(help="A checkpoint or safetensors file; any MODEL is taken.", metavar="CHECKPOINT")
     ],
     directory: Annotated[Path, typer.Argument(help="The directory to write.", metavar="DIR")],
-    image_size: Annotated[
-        int | None, typer.Option(help="Size of an image, where the model does not tell.", show_default=False)
-    ] = None,
+    image_size: ImageSize = None,
     assignments: Assignments = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory if there is one.")] = False,
     verbose: Verbose = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Verbose
+from ddim_cli.cli.options import ImageSize, Json, Verbose
 from ddim_cli.outputs.figures import shortened
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ def inspect(
         ),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the models that ship in the package.")] = False,
-    image_size: Annotated[
-        int | None, typer.Option(help="Size of an image, where the model does not tell.", show_default=False)
-    ] = None,
+    image_size: ImageSize = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="A key of [model].", metavar="KEY=VALUE", show_default=False)
+        list[str] | None, typer.Option("--set", help="A key of \\[model].", metavar="KEY=VALUE", show_default=False)
     ] = None,
     verbose: Verbose = False,
     json: Json = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,12 @@ FLAGS: dict[str, Flag] = {
         _SCHEDULER,
     ),
     "image_size": Flag(
-        "model.image_size", int, ("--image-size",), "Size of an image, where the model does not tell.", _MODEL, "PIXELS"
+        "model.image_size",
+        str,
+        ("--image-size",),
+        "Size of an image, or its height and width, 32x48 [the model's].",
+        _MODEL,
+        "N|HxW",
     ),
     "classes": Flag(
         "sampling.classes", str, ("--classes",), "Classes, of a class-conditional model: 3 or 0-9.", _SAMPLING, "LIST"
@@ -226,6 +232,14 @@ Inception = Annotated[
         rich_help_panel="Features",
     ),
 ]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Size of an image, or its height and width, 32x48, where the model does not tell.",
+        metavar="N|HxW",
+        show_default=False,
+    ),
+]
 # What `with_settings` hands to a command: settings, lowest first.
 Layers = list["Layer"]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel="Console")]
@@ -274,6 +288,17 @@ def _types_in(annotation: Any) -> Iterator[Any]:
         yield from _types_in(inner)
 
 
+def _image_size(text: str) -> int | list[int]:
+    """``"32"``, or ``"32x48"``: height and width. Raises UsageError."""
+    from ddim_cli.errors import UsageError
+
+    match = re.fullmatch(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?", text.strip())
+    if match is None:
+        raise UsageError(f"--image-size {text}: write a number of pixels, or height and width, for example 32x48")
+    height, width = match.groups()
+    return int(height) if width is None else [int(height), int(width)]
+
+
 def _flags_layer(given: dict[str, Any]) -> Layer:
     from ddim_cli.config.layers import flags_layer
 
@@ -284,6 +309,8 @@ def _flags_layer(given: dict[str, Any]) -> Layer:
         flag = FLAGS[name]
         if name == "batch_size" and value.isdecimal():
             value = int(value)
+        elif name == "image_size":
+            value = _image_size(value)
         on, _, off = flag.names[0].partition("/")
         values[flag.key] = (off if value is False and off else on, value)
     return flags_layer(values)

@@ -55,7 +55,7 @@ def sweep(
     extractor: Annotated[
         str | None,
         typer.Option(
-            help="The network whose features are compared [what the reference is of].",
+            help="The network whose features are compared \\[what the reference is of].",
             metavar="FILE|NAME",
             show_default=False,
             rich_help_panel="Features",
@@ -82,7 +82,7 @@ def sweep(
 
     Sample the same seeds under many settings: every combination of the values of the axes.
 
-    The axes come from --axis, or the [sweep] table of a config. Each cell is a folder as ddim sample makes them;
+    The axes come from --axis, or the \\[sweep] table of a config. Each cell is a folder as ddim sample makes them;
     sweep.png shows all of them with the axes named. The same command goes on where it was stopped, and does nothing
     where all is done.
     """

@@ -24,7 +24,7 @@ def trajectory(
     every: Annotated[
         int | None,
         typer.Option(
-            help="Show every K-th step [about ten frames].", metavar="K", show_default=False, rich_help_panel="Output"
+            help="Show every K-th step \\[about ten frames].", metavar="K", show_default=False, rich_help_panel="Output"
         ),
     ] = None,
     gif: Gif = False,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ddim_cli.diffusion.coefficients import previous_timesteps
 from ddim_cli.errors import UsageError
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.load import read_weights
@@ -26,10 +27,20 @@ if TYPE_CHECKING:
 # The name of each as --against takes it, and what it is.
 BASELINES = {
     "diffusers": "DDIMPipeline as its documentation shows it, its PNGs saved by Pillow",
-    "diffusers+": "the same with channels_last, torch.compile, SDPA, no progress bar and uint8 on the device",
+    "diffusers+": "UNet and scheduler with channels_last, torch.compile, SDPA, no progress bar and uint8 on the device",
+}
+# What takes the place of a baseline in bfloat16: there DDIMPipeline fails, as it hands a bfloat16 tensor to NumPy.
+_IN_BFLOAT16 = {
+    "diffusers": "the loop over UNet and scheduler of its documentation, raised to float32 at the end (DDIMPipeline "
+    "makes no pictures in bfloat16), its PNGs saved by Pillow",
 }
 _OUR_SCHEDULES = ("sigmoid", "laplace", "exp")
 _OUR_SPACINGS = ("quadratic", "uniform")
+
+
+def describe_baseline(name: str, dtype: torch.dtype) -> str:
+    """What one of `BASELINES` is, in this dtype."""
+    return _IN_BFLOAT16.get(name, BASELINES[name]) if dtype == torch.bfloat16 else BASELINES[name]
 
 
 def check_comparable(run: Run, names: Sequence[str]) -> None:
@@ -70,6 +81,22 @@ def diffusers_scheduler(run: Run) -> DDIMScheduler:
     return DDIMScheduler.from_config(run.config.scheduler.model_dump(mode="json", exclude={"previous_timestep"}))
 
 
+def stride_note(run: Run) -> str | None:
+    """Where diffusers' scheduler steps to other timesteps than this run: that it does, and what that means."""
+    settings, sampling = run.config.scheduler, run.config.sampling
+    theirs = settings.model_copy(update={"previous_timestep": "diffusers"})
+    if previous_timesteps(run.timesteps, theirs, sampling.steps) == previous_timesteps(
+        run.timesteps, settings, sampling.steps
+    ):
+        return None
+    stride = settings.num_train_timesteps // sampling.steps
+    return (
+        f"diffusers steps from t to t - {stride}, which is not the next timestep of this {settings.timestep_spacing} "
+        "grid (its issues 9261, 11347 and 12633), so its pictures differ; ours do the same with "
+        "--set scheduler.previous_timestep=diffusers"
+    )
+
+
 def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
@@ -107,6 +134,45 @@ class Diffusers:
 
     def close(self) -> None:
         self._screen.close()
+
+
+class DiffusersLoop:
+    """``A`` in bfloat16, of which DDIMPipeline cannot make pictures: the loop that diffusers' documentation shows."""
+
+    def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
+        self._settings, self._device, self._dtype = run.config.sampling, device, dtype
+        self._unet, self._scheduler = diffusers_unet(run.model, device, dtype), diffusers_scheduler(run)
+        self._shape = (run.model.channels, *run.model.size)
+
+    @torch.no_grad()
+    def _denoise(self, seeds: Sequence[int]) -> np.ndarray:
+        generators = _generators(seeds)
+        x = torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in generators])
+        x = x.to(self._device)
+        self._scheduler.set_timesteps(self._settings.steps)
+        for t in self._scheduler.timesteps:
+            x = self._scheduler.step(
+                self._unet(x, t).sample,
+                t,
+                x,
+                eta=self._settings.eta,
+                use_clipped_model_output=self._settings.use_clipped_model_output,
+                generator=generators,
+            ).prev_sample
+        # NumPy has no bfloat16.
+        pixels = (x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+        return (pixels * 255).round().astype(np.uint8)
+
+    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
+        """As `Diffusers.batches`."""
+        for part in batches(seeds, batch_size):
+            pixels = self._denoise(part)
+            for seed, picture in zip(part, pixels, strict=True):
+                _save(to_image(picture), seed, folder)
+            yield list(pixels)
+
+    def close(self) -> None:
+        pass
 
 
 class DiffusersPlus:
@@ -153,9 +219,13 @@ class DiffusersPlus:
         pass
 
 
-def make_baseline(name: str, run: Run, device: torch.device, dtype: torch.dtype) -> Diffusers | DiffusersPlus:
+def make_baseline(
+    name: str, run: Run, device: torch.device, dtype: torch.dtype
+) -> Diffusers | DiffusersLoop | DiffusersPlus:
     """One of `BASELINES`, loaded."""
-    return (Diffusers if name == "diffusers" else DiffusersPlus)(run, device, dtype)
+    if name == "diffusers+":
+        return DiffusersPlus(run, device, dtype)
+    return (DiffusersLoop if dtype == torch.bfloat16 else Diffusers)(run, device, dtype)
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:

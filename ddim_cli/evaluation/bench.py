@@ -24,8 +24,16 @@ import torch
 
 from ddim_cli.errors import RunError
 from ddim_cli.evaluation import pixels
-from ddim_cli.evaluation.baselines import BASELINES, check_comparable, make_baseline
-from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, spread, synchronize
+from ddim_cli.evaluation.baselines import check_comparable, describe_baseline, make_baseline, stride_note
+from ddim_cli.evaluation.gauges import (
+    NetworkClock,
+    PeakMemory,
+    is_emulated,
+    matrix_peak,
+    network_alone,
+    spread,
+    synchronize,
+)
 from ddim_cli.models.device import choose_device
 from ddim_cli.models.inspect import flops
 from ddim_cli.outputs.writer import PictureWriter
@@ -124,10 +132,18 @@ class Ours:
 
 
 class Bench:
-    """Measures a plan; ``tell`` is called with what is being done, for a person who waits."""
+    """Measures a plan; ``tell`` is called with what is being done, for a person who waits, ``warn`` with what is wrong.
 
-    def __init__(self, plan: Plan, tell: Callable[[str], None] = lambda text: None):
-        self._plan, self._tell = plan, tell
+    Of what is told, the second argument says whether it is one of many of its kind, such as a round.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tell: Callable[[str, bool], None] = lambda text, one_of_many: None,
+        warn: Callable[[str], None] = lambda text: None,
+    ):
+        self._plan, self._tell, self._warn = plan, tell, warn
         self._device = choose_device(plan.run.config.runtime.device)
         on_gpu = self._device.type == "cuda"
         self._batches = plan.batches or (BATCHES_ON_GPU if on_gpu else BATCHES_ON_CPU)
@@ -146,7 +162,9 @@ class Bench:
         # As ddim sample does, once for the process: diffusers beside it has the same of it.
         keep_memory()
         job = make_job(self._runs[first])
-        self._tell("measuring the device's matrix peak")
+        if is_emulated(job.device, job.dtype):
+            self._warn(_emulated(job))
+        self._tell("measuring the device's matrix peak", False)
         peak = matrix_peak(job.device, job.dtype)
         cost = flops(plan.run.model)
         results = [self._at(size, cost, peak) for size in plan.batch_sizes]
@@ -160,7 +178,8 @@ class Bench:
             "machine": _machine(job, peak),
             "network_time": "summed over its calls" if job.device.type == "cpu" else "measured alone",
             "flops_per_image_and_step": cost,
-            "against": {name: BASELINES[name] for name in plan.against},
+            "against": {name: describe_baseline(name, job.dtype) for name in plan.against},
+            "stride": stride_note(job.run) if plan.against else None,
             "results": results,
             "psnr": [result.pop("psnr") for result in results][-1],
         }
@@ -198,7 +217,7 @@ class Bench:
             torch.compiler.reset()
         job = make_job(self._runs[batch_size])
         memory = PeakMemory(job.device)
-        self._tell(f"batch {batch_size}: loading, and the first batch")
+        self._tell(f"batch {batch_size}: loading, and the first batch", False)
         started = time.perf_counter()
         ours = Ours(job)
         synchronize(job.device)
@@ -208,14 +227,14 @@ class Bench:
         used = memory.read()
         others = {}
         for name in self._plan.against:
-            self._tell(f"batch {batch_size}: {name}'s first batch")
+            self._tell(f"batch {batch_size}: the first batch of {name}", False)
             others[name] = make_baseline(name, job.run, job.device, job.dtype)
         others_warm = {name: self._lap(other, seeds, batch_size) for name, other in others.items()}
 
         laps: dict[str, list[Lap]] = {name: [] for name in ("ours", *others)}
         network = []
         for i in range(self._plan.repeats):
-            self._tell(f"batch {batch_size}: round {i + 1} of {self._plan.repeats}")
+            self._tell(f"batch {batch_size}: round {i + 1} of {self._plan.repeats}", True)
             laps["ours"].append(self._lap(ours, job.seeds, batch_size))
             network.append(ours.network_seconds(job.seeds, batch_size))
             for name, other in others.items():
@@ -279,7 +298,7 @@ class Bench:
         images = self._plan.psnr_images
         if job.dtype == torch.float32 or images == 0:
             return None
-        self._tell(f"{images} images in {str(job.dtype).removeprefix('torch.')} and in float32")
+        self._tell(f"{images} images in {str(job.dtype).removeprefix('torch.')} and in float32", False)
         exact = make_job(self._run_of(min(job.batch_size, images), images, dtype="float32", compile=False))
 
         def sample(contestant: Ours, batch_size: int) -> list[Picture]:
@@ -287,6 +306,11 @@ class Bench:
 
         values = psnr(sample(ours, job.batch_size), sample(Ours(exact), exact.batch_size))
         return {"images": images, "median_db": statistics.median(values), "worst_db": min(values)}
+
+
+def _emulated(job: Job) -> str:
+    dtype = str(job.dtype).removeprefix("torch.")
+    return f"this CPU has no instructions for {dtype}, and emulates it, far slower than float32"
 
 
 def _no_memory_for(device: torch.device, batch_size: int) -> str:
@@ -341,5 +365,6 @@ def _machine(job: Job, peak: float) -> Mapping[str, Any]:
         "platform": platform.platform(),
         "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,
+        "emulated": is_emulated(job.device, job.dtype),
         "matrix_peak_flops_per_second": peak,
     }

@@ -75,8 +75,22 @@ class PeakMemory:
         return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_emulated(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device computes ``dtype`` in float32, value by value: a CPU without instructions for it."""
+    if device.type != "cpu" or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    name = "_is_mkldnn_fp16_supported" if dtype == torch.float16 else "_is_mkldnn_bf16_supported"
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return supported is None or not supported()
+
+
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Floating-point operations a second of the device's fastest product of two square matrices in ``dtype``."""
+    """Floating-point operations a second of the device's fastest product of two square matrices in ``dtype``.
+
+    Of an `is_emulated` dtype it is float32's, in which the device computes: torch's products of such matrices are
+    made by a plain loop, which is slower by far than a network of that dtype, and takes minutes.
+    """
+    dtype = torch.float32 if is_emulated(device, dtype) else dtype
     side = MATRIX_SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     a @ b

@@ -19,8 +19,8 @@ SMALLEST_KEPT = 16 << 20
 
 
 def cache_folder() -> Path:
-    """``$DDIM_CACHE``, else ``ddim`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    if "DDIM_CACHE" in os.environ:
+    """``$DDIM_CACHE``, else ``ddim`` in ``$XDG_CACHE_HOME`` or ``~/.cache``; one that is empty counts as unset."""
+    if os.environ.get("DDIM_CACHE"):
         return Path(os.environ["DDIM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddim"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ddim_cli.errors import ModelError
 from ddim_cli.models.describe import ModelDescription
 
 
@@ -17,20 +18,30 @@ def activation_bytes(model: ModelDescription, itemsize: int) -> int:
 
 
 def flops(model: ModelDescription) -> int:
-    """Floating-point operations (two a multiplication and addition) of one image and step, counted on no device."""
+    """Floating-point operations (two a multiplication and addition) of one image and step, counted on no device.
+
+    Raises:
+        ModelError: for a config that builds no network, or one that cannot be run.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     from ddim_cli.models.load import build_network, build_unet, network_config
     from ddim_cli.models.unet import supports
 
-    # Diffusers' counts the same, but takes longer to import than to count.
-    network = (build_unet if supports(network_config(model)) else build_network)(model).eval()
+    # Diffusers' counts the same, but takes longer to import than to count. One with constants comes with their values.
+    network = (build_unet if supports(network_config(model)) else build_network)(model).eval().to("meta")
     x = torch.empty(1, model.channels, *model.size, device="meta")
     t = torch.zeros(1, dtype=torch.int64, device="meta")
-    labels = t if model.network.get("num_class_embeds") else None
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, t, labels)
+    conditional = model.network.get("num_class_embeds") or model.network.get("class_embed_type")
+    labels = t if conditional else None
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(x, t, labels)
+    except Exception as error:
+        # Diffusers builds networks of blocks that do not go together, which fail in as many ways once they are called.
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{model.where}: its config builds a network that cannot be run: {first[:300]}") from error
     return counter.get_total_flops()
 
 

@@ -118,9 +118,20 @@ def read_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of all weights under the names of UNet2DModel, one at a time. Raises ModelError."""
     for name, tensor in _stored_weights(description):
         if description.learned_variance and name.startswith("conv_out."):
+            _check_variance(description, tensor)
             # The channels of the variance lie behind those of the prediction.
             tensor = tensor[: description.channels]
         yield name, tensor
+
+
+def _check_variance(description: ModelDescription, head: Tensor) -> None:
+    """Raise ModelError where the config speaks of a learned variance, and the weights of ``conv_out`` have none."""
+    stored, said = len(head) if head.ndim else 0, description.network["out_channels"]
+    if stored != said:
+        raise ModelError(
+            f"{description.weights[0]}: the config says out_channels = {said}, a learned variance, but conv_out of the "
+            f"weights has {stored}; set out_channels to {stored} in the config"
+        )
 
 
 def _stored_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:

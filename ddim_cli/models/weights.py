@@ -6,11 +6,13 @@ full copy of the weights lies in memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from torch import Tensor
 from ddim_cli.errors import ModelError
 
 # In what torch says of a pickle that wants more than tensors, the name of what it wants.
-_WANTED = re.compile(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand|opcode) (\S+)")
+_WANTED = re.compile(r"GLOBAL ([\w.]+)|Unsupported class (\S+)")
+# What torch reads of a pickle without running it is what torch.save writes, which is of this protocol.
+_PROTOCOL = 2
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -60,7 +64,7 @@ def read_pickle(path: Path, mmap: bool = True) -> Any:
     except pickle.UnpicklingError as error:
         wanted = _WANTED.search(str(error))
         if wanted is None:
-            raise ModelError(f"{path}: not a checkpoint, or a damaged one") from None
+            raise ModelError(f"{path}: {_unread(path)}") from None
         raise ModelError(
             f"{path}: refused: loading it would run {wanted[1] or wanted[2]}; "
             "only tensors and plain containers are read"
@@ -69,6 +73,30 @@ def read_pickle(path: Path, mmap: bool = True) -> Any:
         # A damaged file can fail anywhere in torch's reader; its own words are the best there are.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: not a checkpoint, or a damaged one: {first[:200]}") from None
+
+
+def _unread(path: Path) -> str:
+    """What a pickle is that torch does not read: of a protocol that it only reads by running it, or damaged."""
+    protocol = _protocol(path)
+    if protocol is None or not _PROTOCOL < protocol <= pickle.HIGHEST_PROTOCOL:
+        return "not a checkpoint, or a damaged one"
+    return (
+        f"refused: it is a pickle of protocol {protocol}, and none above {_PROTOCOL} is read, since that could run "
+        "code; write it with torch.save, without pickle_protocol, or as safetensors"
+    )
+
+
+def _protocol(path: Path) -> int | None:
+    """The protocol that a pickle names in its first two bytes, of an archive of torch.save that of its data.pkl."""
+    start = b""
+    with contextlib.suppress(OSError, zipfile.BadZipFile, StopIteration):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                start = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))[:2]
+        else:
+            with path.open("rb") as stream:
+                start = stream.read(2)
+    return start[1] if len(start) == 2 and start[:1] == pickle.PROTO else None
 
 
 def state_dict_of(path: Path, found: Any) -> Mapping[str, Tensor]:

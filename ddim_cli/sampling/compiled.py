@@ -185,7 +185,7 @@ def is_kept(target: Target) -> bool:
 
 def compiler() -> str | None:
     """The C++ compiler that a build would use, or None where there is none."""
-    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     return next(filter(None, map(shutil.which, names)), None)
 
 

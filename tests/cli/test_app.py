@@ -42,6 +42,26 @@ def test_help_begins_with_examples(ddim, command):
     assert lines[2].startswith(" ".join(["ddim", *command]))
 
 
+def every_command(name: str, command):
+    yield name, command
+    for child, found in getattr(command, "commands", {}).items():
+        yield from every_command(f"{name} {child}", found)
+
+
+def test_no_help_is_lost_to_markup():
+    """What stands in brackets is taken for markup, and left out, unless it is escaped."""
+    import typer
+    from rich.text import Text
+
+    from ddim_cli.cli.app import app
+
+    for name, command in every_command("ddim", typer.main.get_command(app)):
+        texts = [command.help, command.short_help, *(getattr(p, "help", None) for p in command.params)]
+        for text in filter(None, texts):
+            text = text.replace("[bold]", "").replace("[/bold]", "").replace("\b", "")
+            assert Text.from_markup(text).plain == text.replace("\\[", "["), name
+
+
 def test_version(ddim):
     assert ddim("--version").stdout.strip() == f"ddim {__version__}"
 

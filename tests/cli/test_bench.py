@@ -41,6 +41,36 @@ def test_plain_lines_where_there_is_no_terminal(ddim, tiny_model):
     assert "diffusers, images/s" not in done.stdout
 
 
+def test_bfloat16_against_diffusers(ddim, tiny_model):
+    done = ddim("bench", "-m", tiny_model, *QUICK, "--dtype", "bfloat16", "--against", "diffusers", "--psnr-images", 2)
+    assert done.exit_code == 0, done.stderr
+    assert "x diffusers: " in done.stdout
+    assert "diffusers: the loop over UNet and scheduler of its documentation" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("PSNR against float32")
+
+
+def test_what_is_done_is_told_where_there_is_no_terminal(ddim, tiny_model):
+    done = ddim("bench", "-m", tiny_model, *QUICK)
+    assert "measuring the device's matrix peak\nbatch 1: loading, and the first batch\n" in done.stderr
+
+
+def test_quiet_prints_the_numbers_alone(ddim, tiny_model):
+    done = ddim("bench", "-m", tiny_model, *QUICK, "--against", "diffusers", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr == ""
+    first, second, last = done.stdout.splitlines()
+    assert (first[:9], second[:9]) == ("batch 1: ", "batch 2: ")
+    assert last.startswith("the pictures differ from diffusers' by ")
+
+
+def test_a_stride_that_differs_is_told(ddim, tiny_model):
+    command = ("bench", "-m", tiny_model, *QUICK[:-2], "--spacing", "linspace", "--against", "diffusers")
+    assert "is not the next timestep of this linspace grid" in ddim(*command).stdout
+    same = ddim(*command, "--set", "scheduler.previous_timestep=diffusers").stdout
+    assert "is not the next timestep" not in same
+    assert "differ from diffusers' by 0/255" in same or "by 1/255" in same
+
+
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_table_that_a_person_can_read(result, width, monkeypatch, capsys):
     from ddim_cli.cli import bench, console

@@ -10,6 +10,20 @@ from PIL import Image
 DATA = Path(__file__).parents[1] / "data" / "ddim-original-tiny"
 
 
+def test_the_size_of_an_image_as_a_number_or_as_height_and_width(ddim, tiny_model):
+    def size(*args):
+        result = ddim("inspect", tiny_model, *args, "--json")
+        assert result.exit_code == 0, result.stderr
+        return tuple(json.loads(result.stdout)[side] for side in ("height", "width"))
+
+    assert size("--image-size", 16) == size("--image-size", "16x16") == (16, 16)
+    assert size("--image-size", "16x24") == size("--set", "model.image_size=[16, 24]") == (16, 24)
+    for wrong in ("16x", "x", "16x24x3", "-4", "0", "16x0"):
+        result = ddim("inspect", tiny_model, f"--image-size={wrong}")
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: --image-size")
+
+
 def test_list(ddim):
     assert ddim("inspect", "--list").stdout.split() == ["mnist"]
 
@@ -28,6 +42,49 @@ def test_flops_are_those_of_the_convolutions(ddim, tiny_model):
     found = json.loads(ddim("inspect", tiny_model, "--json").stdout)
     by_hand = 2 * 64 * 9 * (3 * 8 + 8 * 3)
     assert by_hand < found["flops_per_image_and_step"] < 1000 * by_hand
+
+
+@pytest.fixture
+def network(tmp_path):
+    """Save a small network of diffusers with these arguments; its directory."""
+    from diffusers import UNet2DModel
+
+    plain = {
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+    }
+
+    def save(**changes):
+        UNet2DModel(**{**plain, **changes}).save_pretrained(tmp_path / "network")
+        return tmp_path / "network"
+
+    return save
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"down_block_types": ("KDownBlock2D",) * 2, "up_block_types": ("KUpBlock2D",) * 2},
+        {"class_embed_type": "identity"},
+        {"class_embed_type": "timestep"},
+        {"num_class_embeds": 4},
+    ],
+    ids=lambda changes: next(iter(changes.values())),
+)
+def test_networks_that_are_diffusers_own(ddim, network, changes):
+    result = ddim("inspect", network(**changes), "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["flops_per_image_and_step"] > 2 * 64 * 9 * (3 * 32 + 32 * 3)
+
+
+def test_a_network_that_cannot_be_run_says_so(ddim, network):
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    result = ddim("inspect", network(**blocks))
+    assert result.exit_code == 2
+    assert "network that cannot be run" in result.stderr
 
 
 def test_what_a_person_sees(ddim):

@@ -314,3 +314,14 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(start, tiny_
     assert f"{len(sidecars)} images are there already" in again.stderr
     assert len(list(out.glob("0*.png"))) == 120
     assert all((out / name).read_bytes() == content for name, content in before.items())
+
+
+def test_pictures_that_are_not_square(ddim, tiny_model, tmp_path):
+    """As a flag the size is the one of a config, which a finished folder shows."""
+    assert ddim("sample", "-m", tiny_model, "--image-size", "8x16", "--steps", 2, "-n", 1, "-o", "out").exit_code == 0
+    with Image.open(tmp_path / "out" / "000000.png") as image:
+        assert image.size == (16, 8)
+    (tmp_path / "pair.toml").write_text("model.image_size = [8, 16]")
+    again = ddim("sample", "-m", tiny_model, "-c", "pair.toml", "--steps", 2, "-n", 1, "-o", "out")
+    assert again.exit_code == 0, again.stderr
+    assert "nothing to do" in again.stdout + again.stderr

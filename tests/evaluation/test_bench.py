@@ -2,6 +2,7 @@ import contextlib
 import io
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddim_cli.config.layers import table_layer
 from ddim_cli.errors import RunError, UsageError
 from ddim_cli.evaluation import bench as bench_module
 from ddim_cli.evaluation.architectures import NAMES, describe_architecture
-from ddim_cli.evaluation.baselines import make_baseline
+from ddim_cli.evaluation.baselines import DiffusersLoop, describe_baseline, make_baseline, stride_note
 from ddim_cli.evaluation.bench import Bench, Ours, Plan, largest_difference, psnr, ratio, speeds
 from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, seconds_on_cuda, spread
 from ddim_cli.models.inspect import flops
@@ -120,6 +121,45 @@ def test_matrix_peak_is_a_speed(monkeypatch):
     assert 1e6 < matrix_peak(CPU, torch.float32, seconds=0.01) < 1e15
 
 
+def test_the_peak_of_an_emulated_dtype_is_that_of_float32(monkeypatch):
+    """Torch's own product in such a dtype is a plain loop, slower than any network: no peak."""
+    from ddim_cli.evaluation import gauges
+
+    made = []
+    randn = torch.randn
+    monkeypatch.setattr(gauges, "MATRIX_SIDE", {"cpu": 32})
+    monkeypatch.setattr(gauges, "is_emulated", lambda device, dtype: dtype == torch.float16)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: Remembered(randn(*shape, **options), made))
+    for dtype in (torch.float16, torch.bfloat16):
+        matrix_peak(CPU, dtype, seconds=0.0)
+    assert made == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+class Remembered:
+    """A tensor that notes which dtype is asked of it."""
+
+    def __init__(self, tensor, made):
+        self._tensor, self._made = tensor, made
+
+    def to(self, dtype):
+        self._made.append(dtype)
+        return self._tensor.to(dtype)
+
+
+def test_float16_on_a_cpu_without_it_warns(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddim_cli.evaluation.gauges.MATRIX_SIDE", {"cpu": 64})
+    for name in ("ddim_cli.evaluation.gauges.is_emulated", "ddim_cli.evaluation.bench.is_emulated"):
+        monkeypatch.setattr(name, lambda device, dtype: dtype == torch.float16)
+    warnings = []
+    run = run_of(tiny_model)
+    runtime = run.config.runtime.model_copy(update={"dtype": "float16"})
+    run = replace(run, resolved=replace(run.resolved, config=run.config.model_copy(update={"runtime": runtime})))
+    found = Bench(Plan(run, (1,), tmp_path, repeats=1, psnr_images=0), warn=warnings.append).measure()
+    assert len(warnings) == 1
+    assert "float16, and emulates it" in warnings[0]
+    assert found["machine"]["emulated"] is True
+
+
 def pictures_of(contestant, seeds, batch_size, folder=None):
     return [picture for batch in contestant.batches(seeds, batch_size, folder) for picture in batch]
 
@@ -146,6 +186,37 @@ def test_all_contestants_make_the_same_pictures(name, eta, tiny_model, tmp_path,
     for seed, mine, his in zip(range(5, 11), ours, theirs, strict=True):
         for folder, pixels in ((ours_folder, mine), (theirs_folder, his)):
             assert np.array_equal(np.asarray(Image.open(folder / f"{seed:06d}.png")), pixels)
+
+
+def test_the_baseline_in_bfloat16_is_the_pipeline_step_by_step(tiny_model, tmp_path):
+    """DDIMPipeline cannot make pictures in bfloat16; what takes its place makes the same ones where both can."""
+    run = run_of(tiny_model, eta=0.5)
+    pipeline = make_baseline("diffusers", run, CPU, torch.float32)
+    expected = pictures_of(pipeline, range(3), 3)
+    pipeline.close()
+    assert largest_difference(pictures_of(DiffusersLoop(run, CPU, torch.float32), range(3), 3), expected) <= 1
+    found = pictures_of(make_baseline("diffusers", run, CPU, torch.bfloat16), range(3), 2, tmp_path)
+    assert [p.shape for p in found] == [(8, 8, 3)] * 3
+    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert "DDIMPipeline as" in describe_baseline("diffusers", torch.float32)
+    assert "loop over UNet and scheduler" in describe_baseline("diffusers", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "differs"),
+    [("leading", 3, False), ("trailing", 10, False), ("trailing", 3, True), ("linspace", 10, True)],
+)
+def test_the_stride_of_diffusers_is_told(spacing, steps, differs, tiny_model):
+    for stride in ("grid", "diffusers"):
+        table = {
+            "model": {"source": str(tiny_model)},
+            "sampling": {"steps": steps},
+            "scheduler": {"timestep_spacing": spacing, "previous_timestep": stride},
+        }
+        note = stride_note(resolve([table_layer(table, "test")]))
+        assert (note is not None) == (differs and stride == "grid")
+        if note is not None:
+            assert f"from t to t - {1000 // steps}, " in note
 
 
 def test_diffusers_gets_the_same_weights_by_a_way_of_its_own(tiny_model):
@@ -230,7 +301,7 @@ def measured(tiny_model, tmp_path_factory):
     told = []
     folder = tmp_path_factory.mktemp("scratch")
     plan = Plan(run_of(tiny_model), (1, 2), folder, repeats=3, batches=2, against=("diffusers",))
-    found = Bench(plan, told.append).measure()
+    found = Bench(plan, lambda text, one_of_many: told.append(text)).measure()
     return found, told, folder
 
 

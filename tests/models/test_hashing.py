@@ -46,3 +46,13 @@ def test_several_files_and_none(tmp_path):
     assert both != hashing.files_sha256([tmp_path / "b", tmp_path / "a"])
     with pytest.raises(ModelError, match="cannot be read"):
         hashing.file_sha256(tmp_path / "none")
+
+
+def test_an_empty_variable_is_none(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DDIM_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert hashing.cache_folder() == tmp_path / "xdg" / "ddim"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert hashing.cache_folder() == tmp_path / "home" / ".cache" / "ddim"

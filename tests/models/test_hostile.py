@@ -47,6 +47,26 @@ def test_a_bare_pickle(ddim, tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.parametrize("name", ["model.pt", "ckpt.pth", "model.ckpt"])
+@pytest.mark.parametrize("write", [pickle.dump, torch.save], ids=["pickle", "torch"])
+def test_a_pickle_of_a_later_protocol_says_what_it_is(ddim, tmp_path, name, write):
+    weights = {"a": torch.zeros(1)} if write is torch.save else {"a": [1, 2]}
+    with (tmp_path / name).open("wb") as stream:
+        write(weights, stream, **{"pickle_protocol" if write is torch.save else "protocol": 4})
+    result = ddim("sample", "-m", name, "--image-size", 8)
+    assert result.exit_code == 2
+    assert f"{name}: refused: it is a pickle of protocol 4, and none above 2 is read" in result.stderr
+    assert "would run" not in result.stderr
+
+
+def test_bytes_that_are_no_pickle_run_nothing(ddim, tmp_path):
+    """Torch names the byte that it does not know, which is no name of anything."""
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02" + bytes([0x89, 0xFE, 0x01]))
+    result = ddim("sample", "-m", "model.pt", "--image-size", 8)
+    assert result.exit_code == 2
+    assert "model.pt: not a checkpoint, or a damaged one" in result.stderr
+
+
 def test_bin_weights_in_a_directory(model, tmp_path):
     weights = load_file(model / "unet" / WEIGHTS)
     expected = load_model(model).network.state_dict()

@@ -101,6 +101,14 @@ def test_configs_that_do_not_fit(copy, changes, says):
         load_model(copy)
 
 
+@pytest.mark.parametrize("command", ["sample", "inspect"])
+def test_a_variance_that_the_weights_do_not_have(copy, ddim, command):
+    edit(copy / "unet" / "config.json", out_channels=6)
+    result = ddim(command, *(["-m"] if command == "sample" else []), copy)
+    assert result.exit_code == 2
+    assert "the config says out_channels = 6, a learned variance, but conv_out of the weights has 3" in result.stderr
+
+
 def test_keys_that_do_not_fit(copy):
     path = copy / "unet" / WEIGHTS
     weights = load_file(path)
