@@ -27,7 +27,8 @@ def verify(
     Check that an output folder is what it says: every seed of run.json is there, every PNG decodes, its pixels and its
     text are what its sidecar says, and no numbered picture is extra.
 
-    Exit 3, and a list, if not.
+    Frames, reconstructions and pictures from latents are held against their sidecars, the strips of a trajectory
+    against their own text. Exit 3, and a list, if something is wrong.
     """
     from ddim_cli.errors import DifferenceError
     from ddim_cli.evaluation import verify as verification

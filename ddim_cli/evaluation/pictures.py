@@ -124,6 +124,11 @@ def _files(path: Path, count: int | None) -> list[Path]:
     if (folder.read_manifest() or {}).get("schema") == RUN_SCHEMA:
         return files_of(folder, sorted(folder.planned()), count)
     found = sorted(p for p in path.rglob("*") if is_picture_file(p))
+    if not found and folder.strips():
+        raise UsageError(
+            f"{path}: is a folder of ddim trajectory, whose strips are no pictures to score; name the folder that ddim "
+            "sample makes of the same settings and seeds"
+        )
     if not found:
         raise UsageError(f"{path}: holds no pictures ({' '.join(sorted(ENDINGS))})")
     return found[: check_count(count, len(found), str(path))] if count is not None else found

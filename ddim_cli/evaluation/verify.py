@@ -16,7 +16,7 @@ from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
 from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
-from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, of_the_picture
+from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity, of_the_picture
 from ddim_cli.outputs.sweep import is_sweep
 
 
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What was found in a folder: the ``images`` its run.json names and those of no seed, and all that is wrong."""
+    """What was found in a folder: the ``images`` its run.json names, those of no seed and strips, and what is wrong."""
 
     images: int
     problems: tuple[Problem, ...]
@@ -39,7 +39,7 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
     """Look at every pair of the folder ``path``.
 
     Pictures of no seed, which are frames, reconstructions and pictures from latents, are held against their own
-    sidecars; no run.json says which of them belong there.
+    sidecars, and the strips of a trajectory against the text inside them; no run.json says which of them belong there.
 
     ``on_image`` is called with the number of images looked at and their total.
 
@@ -52,13 +52,14 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
     if is_sweep(path):
         raise UsageError(f"{path}: is the folder of a sweep; name the folder of one of its cells")
     sidecars, pictures = folder.numbered("json"), folder.numbered("png")
-    unnumbered = list(folder.unnumbered_pairs())
-    if not folder.manifest.exists() and not sidecars and not pictures and not unnumbered:
+    unnumbered, strips = list(folder.unnumbered_pairs()), folder.strips()
+    others = len(unnumbered) + len(strips)
+    if not folder.manifest.exists() and not sidecars and not pictures and not others:
         raise UsageError(f"{path}: holds neither run.json nor numbered pictures; it is no output folder of ddim")
     problems = []
-    only_unnumbered = bool(unnumbered) and not (folder.manifest.exists() or sidecars or pictures)
-    seeds, settings = ((), None) if only_unnumbered else _plan(folder, problems)
-    planned, total = frozenset(seeds), len(seeds) + len(unnumbered)
+    only_others = others and not (folder.manifest.exists() or sidecars or pictures)
+    seeds, settings = ((), None) if only_others else _plan(folder, problems)
+    planned, total = frozenset(seeds), len(seeds) + others
     for done, seed in enumerate(seeds, start=1):
         text = check_pair(seed, sidecars.get(seed, []), pictures.get(seed, []), settings)
         if text is not None:
@@ -68,6 +69,11 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
         text = _check_unnumbered(sidecar)
         if text is not None:
             problems.append(Problem(sidecar.with_suffix(".png").name, None, text))
+        on_image(done, total)
+    for done, (seed, _, strip) in enumerate(strips, start=len(seeds) + len(unnumbered) + 1):
+        text = _check_strip(seed, strip, settings)
+        if text is not None:
+            problems.append(Problem(strip.name, seed, text))
         on_image(done, total)
     if settings is not None:
         problems += _extra(folder, planned, sidecars, pictures)
@@ -133,9 +139,27 @@ def _check_unnumbered(path: Path) -> str | None:
         return "has a sidecar in which something is missing"
 
 
-def _check_sidecar(seed: int, sidecar: Mapping[str, Any], settings: Mapping[str, Any] | None) -> str | None:
+def _check_strip(seed: int, path: Path, settings: Mapping[str, Any] | None) -> str | None:
+    """What is wrong with a strip, which has no sidecar: by its own text and pixels."""
+    decoded = _decoded(str(path))
+    if decoded is None:
+        return "does not decode"
+    mode, size, pixels, text, _ = decoded
+    inside = _parsed(text)
+    if not isinstance(inside, dict) or inside.get("schema") != STRIP_SCHEMA:
+        return f"has no text {CHUNK!r} inside of a strip of ddim trajectory"
+    try:
+        wrong = _check_pixels(mode, size, pixels, inside["image"], "text")
+        return wrong or _check_sidecar(seed, inside, settings, "text")
+    except (KeyError, TypeError, AttributeError):
+        return "has a text in which something is missing"
+
+
+def _check_sidecar(
+    seed: int, sidecar: Mapping[str, Any], settings: Mapping[str, Any] | None, called: str = "sidecar"
+) -> str | None:
     if sidecar["seed"] != seed:
-        return f"has a sidecar that says seed {sidecar['seed']}"
+        return f"has a {called} that says seed {sidecar['seed']}"
     difference = first_difference(identity(sidecar), settings) if settings is not None else None
     if difference is not None:
         key, *values = difference
@@ -150,14 +174,10 @@ def _check_picture(path: str, sidecar: Mapping[str, Any]) -> str | None:
     if decoded is None:
         return "does not decode"
     mode, size, pixels, text, length = decoded
-    if (mode, *size) != (facts["mode"], facts["width"], facts["height"]):
-        return f"is {size[0]} x {size[1]} {mode}, its sidecar says {facts['width']} x {facts['height']} {facts['mode']}"
-    if hashlib.sha256(pixels).hexdigest() != facts["pixels_sha256"]:
-        return "has other pixels than its sidecar says"
-    try:
-        inside = json.loads(text) if text is not None else None
-    except (ValueError, RecursionError):
-        inside = None
+    wrong = _check_pixels(mode, size, pixels, facts, "sidecar")
+    if wrong is not None:
+        return wrong
+    inside = _parsed(text)
     if inside is None:
         return f"has no text {CHUNK!r} inside that parses"
     if inside != of_the_picture(sidecar):
@@ -165,6 +185,25 @@ def _check_picture(path: str, sidecar: Mapping[str, Any]) -> str | None:
     if length != facts["bytes"]:
         return f"has {length:,} bytes, its sidecar says {facts['bytes']:,}"
     return None
+
+
+def _check_pixels(mode: str, size: tuple[int, int], pixels: bytes, facts: Mapping[str, Any], called: str) -> str | None:
+    """What of the raw pixels is not as ``facts`` say, which are of the ``called``, a sidecar or a text inside."""
+    width, height = size
+    if (mode, width, height) != (facts["mode"], facts["width"], facts["height"]):
+        said = f"{facts['width']} x {facts['height']} {facts['mode']}"
+        return f"is {width} x {height} {mode}, its {called} says {said}"
+    if hashlib.sha256(pixels).hexdigest() != facts["pixels_sha256"]:
+        return f"has other pixels than its {called} says"
+    return None
+
+
+def _parsed(text: str | None) -> Any:
+    """The JSON in a PNG's text; None where there is none."""
+    try:
+        return json.loads(text) if text is not None else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _decoded(path: str) -> tuple[str, tuple[int, int], bytes, str | None, int] | None:

@@ -23,6 +23,7 @@ from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, utc_now
 RUN_SCHEMA = "ddim-cli/run/1"
 SEEDS_A_FOLDER = 1000
 _NUMBERED = re.compile(r"(\d{6,})\.(json|png)", re.ASCII)
+_STRIP = re.compile(r"(\d{6,})\.(x0|xt)\.png", re.ASCII)
 _SUBFOLDER = re.compile(r"\d{6,}", re.ASCII)
 
 
@@ -296,6 +297,14 @@ class OutputFolder:
             ours = not _NUMBERED.fullmatch(name) and (read_json(path) or {}).get("schema") == SCHEMA
             if ours and not name.startswith("."):
                 yield path
+
+    def strips(self) -> list[tuple[int, str, Path]]:
+        """(seed, "x0" or "xt", file) of the strips of ddim trajectory in the folder, in the order of their names."""
+        try:
+            names = sorted(os.listdir(self.path))
+        except OSError:
+            return []
+        return [(int(m[1]), m[2], self.path / name) for name in names if (m := _STRIP.fullmatch(name))]
 
     def remove(self, seeds: Iterable[int]) -> None:
         """Remove the pairs of ``seeds``."""

@@ -12,9 +12,9 @@ from typing import Any
 from ddim_cli.config.layers import Layer, table_layer
 from ddim_cli.config.seeds import MAX_SEED, format_seeds
 from ddim_cli.errors import ModelError, UsageError
-from ddim_cli.outputs.folder import RUN_SCHEMA, read_json
+from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
 from ddim_cli.outputs.provenance import text_inside
-from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity
+from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity
 from ddim_cli.sampling.resolve import Run, resolve
 
 
@@ -72,6 +72,13 @@ _NOT_OF_A_SEED = {
 
 def _check_record(record: Any, path: Path) -> None:
     """UsageError unless all that replay needs is there."""
+    if isinstance(record, dict) and record.get("schema") == STRIP_SCHEMA:
+        strip = record.get("strip") or {}
+        maker = "trajectory" if "show" in strip else "invert" if "inverted" in strip else "interpolate"
+        raise UsageError(
+            f"{path}: is drawn of several frames; the same ddim {maker} draws it again, and replay takes pictures of "
+            "ddim sample"
+        )
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise UsageError(f"{path}: is no sidecar of ddim ({SCHEMA})")
     sampling = record.get("sampling")
@@ -106,6 +113,11 @@ def read_original(path: Path) -> Original | None:
 
     None for run.json and grid.png, which a pattern such as DIR/* catches too. Raises UsageError for anything else.
     """
+    if path.is_dir() and OutputFolder(path).strips() and not OutputFolder(path).numbered("json"):
+        raise UsageError(
+            f"{path}: is a folder of ddim trajectory; the same command draws its strips again, and replay takes "
+            "pictures of ddim sample"
+        )
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name its sidecars, for example {path}/0*.json")
     if path.name == "grid.png":

@@ -12,6 +12,7 @@ from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.experiments.trajectory import Watch, watch_batch
 from ddim_cli.models.describe import describe_model
 from ddim_cli.models.load import load_sampling_network
+from ddim_cli.outputs.picture import encode_png
 from ddim_cli.sampling.loop import run_batches, to_uint8
 from ddim_cli.sampling.resolve import judge
 from ddim_cli.sampling.run import make_sampler
@@ -129,6 +130,54 @@ def test_strips_in_a_folder_of_pictures_are_no_problem(ddim, tiny_model):
     assert ddim("sample", *command(tiny_model)[1:]).exit_code == 0
     assert ddim(*command(tiny_model)).exit_code == 0
     assert ddim("verify", "out").exit_code == 0
+
+
+def test_verify_looks_at_strips(ddim, tiny_model, tmp_path):
+    """They have no sidecars: by the text and the pixels of their own."""
+    out = tmp_path / "out"
+    assert ddim(*command(tiny_model)).exit_code == 0
+    well = ddim("verify", "out")
+    assert (well.exit_code, well.stdout) == (0, "3 images: all is well\n")
+
+    def text_of(path):
+        with Image.open(path) as image:
+            return image.text["ddim"]
+
+    strips = [out / f"00000{i}.x0.png" for i in range(3)]
+    with Image.open(strips[0]) as image:
+        strips[0].write_bytes(encode_png(image.point(lambda v: 255 - v), text_of(strips[0])))
+    strips[1].write_bytes(strips[1].read_bytes()[:-40])
+    strips[2].rename(out / "000009.x0.png")
+    found = json.loads(ddim("verify", "out", "--json").stdout)
+    assert (found["ok"], found["images"]) == (False, 3)
+    assert [(p["file"], p["problem"].partition(" ")[2]) for p in found["problems"]] == [
+        ("000000.x0.png", "has other pixels than its text says"),
+        ("000001.x0.png", "does not decode"),
+        ("000009.x0.png", "has a text that says seed 2"),
+    ]
+    Image.new("RGB", (4, 4)).save(strips[1])
+    assert "000001.x0.png: has no text 'ddim' inside of a strip" in ddim("verify", "out").stdout
+
+
+def test_strips_of_other_settings_do_not_belong_to_a_run(ddim, tiny_model, tmp_path):
+    assert ddim("sample", *command(tiny_model)[1:]).exit_code == 0
+    assert ddim(*command(tiny_model, "--eta", 1, "-o", "other")).exit_code == 0
+    (tmp_path / "other" / "000001.x0.png").rename(tmp_path / "out" / "000001.x0.png")
+    result = ddim("verify", "out")
+    assert result.exit_code == 3
+    assert "out/000001.x0.png: was made with sampling.eta = 1.0, the run with 0.0" in result.stdout
+
+
+def test_what_takes_pictures_says_what_this_folder_is(ddim, tiny_model):
+    assert ddim(*command(tiny_model)).exit_code == 0
+    for args in (("evaluate", "out", "--reference", "mnist"), ("replay", "out", "--check")):
+        result = ddim(*args)
+        assert result.exit_code == 2
+        assert "out: is a folder of ddim trajectory" in result.stderr
+        assert "ddim sample" in result.stderr
+    result = ddim("replay", "out/000001.x0.png", "--check")
+    assert result.exit_code == 2
+    assert "the same ddim trajectory draws it again, and replay takes pictures of ddim sample" in result.stderr
 
 
 def test_by_default_the_folder_is_not_that_of_sample(ddim, tiny_model):

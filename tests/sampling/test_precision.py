@@ -77,6 +77,9 @@ def test_devices_that_are_not_there():
     for name in ("cuda", "cuda:3"):
         with pytest.raises(UsageError, match=f"device {name}: there is none here"):
             choose_device(name)
+    for name in ("gpu", "cuda:x", "meta"):
+        with pytest.raises(UsageError, match=f"device {name}: is none of auto, cpu"):
+            choose_device(name)
     assert choose_dtype("auto", CPU) == torch.float32
 
 

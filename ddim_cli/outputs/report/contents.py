@@ -20,7 +20,6 @@ from ddim_cli.outputs.report.records import Records
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA
 
 _FRAME = re.compile(r"frame_(\d{3,})\.png", re.ASCII)
-_STRIP = re.compile(r"(\d{6,})\.(x0|xt)\.png", re.ASCII)
 _STRIPS = {"x0": "predicted x0", "xt": "state x_t"}
 SETTINGS = ("sampling", "scheduler", "model", "runtime")
 
@@ -201,7 +200,7 @@ def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source
     files_of_frames = {path.name for path in frames.values()}
     yield "frames", "frame", [Source(n, frames[n], frames[n].with_suffix(".json")) for n in sorted(frames)]
     for kind, name in _STRIPS.items():
-        strips = {int(m[1]): folder.path / file for file in files if (m := _STRIP.fullmatch(file)) and m[2] == kind}
+        strips = {seed: path for seed, shown, path in folder.strips() if shown == kind}
         yield f"trajectories, {name}", "seed", [Source(n, strips[n], None, name) for n in sorted(strips)]
     named = [path for path in folder.unnumbered_pairs() if path.with_suffix(".png").name not in files_of_frames]
     yield (
