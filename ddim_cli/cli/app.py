@@ -16,7 +16,7 @@ from ddim_cli.cli.bench import bench
 from ddim_cli.cli.compare import compare
 from ddim_cli.cli.compile import compile_network
 from ddim_cli.cli.config import app as config_app
-from ddim_cli.cli.console import print_json, report, speaks
+from ddim_cli.cli.console import end_at_once, print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
 from ddim_cli.cli.evaluate import evaluate
@@ -27,6 +27,7 @@ from ddim_cli.cli.replay import replay
 from ddim_cli.cli.report import report_page
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
+from ddim_cli.cli.signals import asks_for_json, interruptible
 from ddim_cli.cli.sweep import sweep
 from ddim_cli.cli.trajectory import trajectory
 from ddim_cli.cli.verify import verify
@@ -81,12 +82,9 @@ class _Root(TyperGroup):
             if asks_for_json(self._arguments) and speaks():
                 print_json({"error": error.format_message(), "exit_code": error.exit_code})
             raise
-
-
-def asks_for_json(arguments: Sequence[str]) -> bool:
-    """Whether ``--json`` is among the options."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "--json" in options
+        except KeyboardInterrupt as error:
+            # Before the command itself has begun, or after its end.
+            raise typer.Exit(report(error, asks_for_json(self._arguments) and speaks())) from None
 
 
 app = typer.Typer(
@@ -144,11 +142,13 @@ def _wait_patiently() -> None:
 
 
 def main() -> None:
-    """Entry point of ``ddim`` and ``python -m ddim_cli``."""
+    """Run the command line; see ``ddim_cli.__main__`` for what goes before."""
     _wait_patiently()
     # Looking for plugins of pydantic, which would have no say here, takes a fifth of the time of a small command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
+    as_json = asks_for_json(sys.argv[1:])
     try:
-        app()
+        with interruptible(lambda: end_at_once(as_json and speaks())):
+            app()
     except (KeyboardInterrupt, BrokenPipeError) as error:
-        sys.exit(report(error, asks_for_json(sys.argv[1:])))
+        sys.exit(report(error, as_json and speaks()))

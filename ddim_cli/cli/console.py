@@ -117,7 +117,7 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def _end_at_once(as_json: bool) -> None:
+def end_at_once(as_json: bool) -> None:
     """What a second Ctrl-C still prints. Straight to the file: the interrupted code may hold stdout's lock."""
     code = InterruptedRunError.exit_code
     if as_json and not _printed_json:
@@ -144,7 +144,7 @@ def handles_errors(command: Callable) -> Callable:
         log_file = kwargs.pop("log_file", None)
         try:
             as_json = as_json and speaks()
-            with interruptible(lambda: _end_at_once(as_json)), logging_to(log_file):
+            with interruptible(lambda: end_at_once(as_json)), logging_to(log_file):
                 try:
                     return command(*args, **kwargs)
                 except (typer.Exit, typer.Abort, typer.BadParameter):
