@@ -297,9 +297,11 @@ class RunProgress:
 
     def batch(self, images: int) -> None:
         self._made += images
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._units(0), **self._fields(0))
         self._batch = min(self._batch, self._total - self._made)
+        if self._bar is not None:
+            # The next batch is at its start, and the last one stays at its end.
+            step = 0 if self._made < self._total else self._steps
+            self._bar.update(self._task, completed=self._units(step), **self._fields(step))
 
     def interrupted(self) -> None:
         say("interrupted; what was finished is being written (Ctrl-C once more ends it at once)")
