@@ -17,7 +17,7 @@ from ddim_cli.cli.bench import bench
 from ddim_cli.cli.compare import compare
 from ddim_cli.cli.compile import compile_network
 from ddim_cli.cli.config import app as config_app
-from ddim_cli.cli.console import log_refusal, print_json, report, speaks
+from ddim_cli.cli.console import end_at_once, log_refusal, print_json, report, speaks
 from ddim_cli.cli.convert import convert
 from ddim_cli.cli.env import env
 from ddim_cli.cli.evaluate import evaluate
@@ -28,6 +28,7 @@ from ddim_cli.cli.replay import replay
 from ddim_cli.cli.report import report_page
 from ddim_cli.cli.sample import sample
 from ddim_cli.cli.schedule import schedule
+from ddim_cli.cli.signals import asks_for_json, interruptible, options_of
 from ddim_cli.cli.streams import never_fail_to_encode
 from ddim_cli.cli.sweep import sweep
 from ddim_cli.cli.trajectory import trajectory
@@ -87,20 +88,14 @@ class _Root(TyperGroup):
             if asks_for_json(self._arguments) and speaks():
                 print_json({"error": error.format_message(), "exit_code": error.exit_code})
             raise
-
-
-def _options(arguments: Sequence[str]) -> Sequence[str]:
-    return arguments[: arguments.index("--")] if "--" in arguments else arguments
-
-
-def asks_for_json(arguments: Sequence[str]) -> bool:
-    """Whether ``--json`` is among the options."""
-    return "--json" in _options(arguments)
+        except KeyboardInterrupt as error:
+            # Before the command itself has begun, or after its end.
+            raise typer.Exit(report(error, asks_for_json(self._arguments) and speaks())) from None
 
 
 def named_log_file(arguments: Sequence[str]) -> str | None:
     """The value of the last ``--log-file``, of arguments that could not be read as a whole."""
-    found, options = None, _options(arguments)
+    found, options = None, options_of(arguments)
     for option, following in zip(options, [*options[1:], None], strict=True):
         if option == "--log-file":
             found = following
@@ -170,12 +165,14 @@ def _wait_patiently() -> None:
 
 
 def main() -> None:
-    """Entry point of ``ddim`` and ``python -m ddim_cli``."""
+    """Run the command line; see ``ddim_cli.__main__`` for what goes before."""
     _wait_patiently()
     never_fail_to_encode()
     # Looking for plugins of pydantic, which would have no say here, takes a fifth of the time of a small command.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "true")
+    as_json = asks_for_json(sys.argv[1:])
     try:
-        app()
+        with interruptible(lambda: end_at_once(as_json and speaks())):
+            app()
     except (KeyboardInterrupt, BrokenPipeError) as error:
-        sys.exit(report(error, asks_for_json(sys.argv[1:])))
+        sys.exit(report(error, as_json and speaks()))

@@ -138,7 +138,7 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def _end_at_once(as_json: bool) -> None:
+def end_at_once(as_json: bool) -> None:
     """What a second Ctrl-C still prints. Straight to the file: the interrupted code may hold stdout's lock."""
     code = InterruptedRunError.exit_code
     if as_json and not _printed_json:
@@ -165,7 +165,7 @@ def handles_errors(command: Callable) -> Callable:
         log_file = kwargs.pop("log_file", None)
         try:
             as_json = as_json and speaks()
-            with interruptible(lambda: _end_at_once(as_json)), logging_to(log_file):
+            with interruptible(lambda: end_at_once(as_json)), logging_to(log_file):
                 try:
                     return command(*args, **kwargs)
                 except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -319,9 +319,11 @@ class RunProgress:
 
     def batch(self, images: int) -> None:
         self._made += images
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._units(0), **self._fields(0))
         self._batch = min(self._batch, self._total - self._made)
+        if self._bar is not None:
+            # The next batch is at its start, and the last one stays at its end.
+            step = 0 if self._made < self._total else self._steps
+            self._bar.update(self._task, completed=self._units(step), **self._fields(step))
 
     def interrupted(self) -> None:
         say("interrupted; what was finished is being written (Ctrl-C once more ends it at once)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -134,7 +135,7 @@ def picture_rows(found: Provenance) -> dict[str, Any]:
         and f"{states[found.unchanged] if found.picture else 'the PNG is not there'}; "
         f"sha256 {image.get('pixels_sha256')}",
         "told by": f"{found.told_by}" + (" (the text inside)" if found.told_by == found.picture or not image else ""),
-        "again": f"ddim replay {found.told_by} -o again" if replayable else _from_latent(found),
+        "again": f"ddim replay {quote(str(found.told_by))} -o again" if replayable else _from_latent(found),
     }
     return {name: value for name, value in table.items() if value is not None}
 
@@ -194,8 +195,12 @@ def _from_latent(found: Provenance) -> str | None:
     """The command that makes a picture from the latent that lies beside it, or from this latent."""
     inversion = found.record.get("inversion")
     if isinstance(inversion, dict) and isinstance(inversion.get("latent"), dict):
-        return f"ddim sample --latents {found.told_by.parent / str(inversion['latent'].get('file'))} -o again"
-    return f"ddim sample --latents {found.told_by} -o again" if "latent" in found.record else None
+        path = found.told_by.parent / str(inversion["latent"].get("file"))
+    elif "latent" in found.record:
+        path = found.told_by
+    else:
+        return None
+    return f"ddim sample --latents {quote(str(path))} -o again"
 
 
 def _model(model: Mapping[str, Any]) -> str:

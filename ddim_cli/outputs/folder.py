@@ -31,12 +31,14 @@ _SUBFOLDER = re.compile(r"\d{6,}", re.ASCII)
 class OutputFolder:
     """``path`` may not exist yet; ``subdirs`` puts every 1,000 seeds into a folder named after the first.
 
-    With ``fsync`` a file that is there survives a power cut.
+    With ``fsync`` a file that is there survives a power cut. ``size`` is (height, width) of the pictures that are to
+    come, where it is known, to be named where it is what differs.
     """
 
     path: Path
     subdirs: bool = False
     fsync: bool = False
+    size: tuple[int, int] | None = None
 
     @property
     def manifest(self) -> Path:
@@ -152,10 +154,27 @@ class OutputFolder:
         if difference is not None:
             key, *values = difference
             before, now = (shortened(json.dumps(value), 70) for value in values)
+            # All that a hash says of two sizes is that they are not the same.
+            sizes = self._sizes(found) if key == "model.config_sha256" else None
+            text = "images of {}, this run has {}".format(*sizes) if sizes else f"{key} = {before}, this run has {now}"
             raise UsageError(
-                f"{where} was made with {key} = {before}, this run has {now}; "
-                "choose another folder with --out, or replace what is there with --overwrite"
+                f"{where} was made with {text}; choose another folder with --out, or replace what is there with "
+                "--overwrite"
             )
+
+    def _sizes(self, found: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The size of the pictures that are there, by a sidecar or the first of run.json's, and of those to come.
+
+        None where they are the same, or one is not known.
+        """
+        image = found.get("image")
+        if image is None:
+            image = next((sidecar.get("image") for path in self.pairs() if (sidecar := read_json(path))), None)
+        if self.size is None or not isinstance(image, dict):
+            return None
+        height, width = self.size
+        before, now = f"{image.get('width')} x {image.get('height')}", f"{width} x {height}"
+        return None if before == now else (before, now)
 
     def missing(self, seeds: Sequence[int], settings: Mapping[str, Any]) -> Seeds:
         """Those of ``seeds`` that are not done, in order. Raises UsageError as `is_done`."""

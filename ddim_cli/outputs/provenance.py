@@ -39,6 +39,19 @@ def text_inside(path: Path) -> Any:
     return _parse(path, _open_png(path)[0])
 
 
+def told_of(path: Path) -> Any:
+    """As `text_inside`; of a PNG that has no text, as after an editor, what the sidecar beside it says."""
+    text, _ = _open_png(path)
+    sidecar = _sidecar_of(path) if text is None else None
+    return _parse(path, text) if sidecar is None else sidecar
+
+
+def _sidecar_of(picture: Path) -> dict[str, Any] | None:
+    """What the sidecar beside a picture says, if it is whole and of this picture."""
+    sidecar = read_json(picture.with_suffix(".json"))
+    return sidecar if _is_whole(sidecar) and sidecar["image"].get("file") == picture.name else None
+
+
 def _open_png(path: Path) -> tuple[str | None, str]:
     """The text inside a PNG, None if it has none, and the sha256 of its pixels. Raises UsageError."""
     try:
@@ -88,12 +101,9 @@ def _trace_picture(path: Path) -> Provenance:
     if path.name == "grid.png":
         raise UsageError(f"{path}: is a contact sheet; name one of the pictures beside it")
     text, pixels = _open_png(path)
-    beside = path.with_suffix(".json")
-    sidecar = read_json(beside)
-    if sidecar is not None and (not _is_whole(sidecar) or sidecar["image"].get("file") != path.name):
-        sidecar = None
+    sidecar = _sidecar_of(path)
     if text is None and sidecar is not None:
-        return Provenance(beside, sidecar, path, _is_same(sidecar, pixels))
+        return Provenance(path.with_suffix(".json"), sidecar, path, _is_same(sidecar, pixels))
     record = _checked(_parse(path, text), path)
     if sidecar is not None and of_the_picture(sidecar) == record:
         # The same, and when it was made.

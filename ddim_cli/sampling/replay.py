@@ -13,7 +13,7 @@ from ddim_cli.config.layers import Layer, table_layer
 from ddim_cli.config.seeds import MAX_SEED, format_seeds
 from ddim_cli.errors import ModelError, UsageError
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
-from ddim_cli.outputs.provenance import text_inside
+from ddim_cli.outputs.provenance import told_of
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity
 from ddim_cli.sampling.resolve import Run, resolve
 
@@ -123,7 +123,7 @@ def read_original(path: Path) -> Original | None:
     if path.name == "grid.png":
         return None
     if path.suffix.lower() == ".png":
-        record, picture = text_inside(path), path
+        record, picture = told_of(path), path
     else:
         if not path.exists():
             raise UsageError(f"{path}: no such file")

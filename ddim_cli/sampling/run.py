@@ -215,7 +215,7 @@ def make_job(run: Run, shard: Shard = Shard(), ending: str = "", pads: bool = Fa
         path = Path(config.output.dir).expanduser() if config.output.dir else Path("outputs") / name
     except RuntimeError as error:
         raise UsageError(f"output folder {config.output.dir}: {error}") from None
-    folder = OutputFolder(path, config.output.subdirs, config.output.fsync)
+    folder = OutputFolder(path, config.output.subdirs, config.output.fsync, run.model.size)
     folder.check_usable()
     job = Job(run, seeds, shard, device, dtype, batch_size, record, folder)
     # As far as can be told before the network is there.

@@ -1,4 +1,6 @@
+import io
 import json
+import re
 import signal
 import sys
 import time
@@ -93,6 +95,15 @@ def test_other_settings_are_refused_unless_overwritten(tiny, tmp_path):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["seeds"] == "0-1"
 
 
+def test_another_size_is_named_and_not_its_hash(tiny, tmp_path):
+    assert tiny("-n", 1, "--image-size", 16, "-o", "out").exit_code == 0
+    result = tiny("-n", 1, "-o", "out")
+    assert (result.exit_code, "sha256" in result.stderr) == (2, False)
+    assert "run.json was made with images of 16 x 16, this run has 8 x 8; choose another folder" in result.stderr
+    (tmp_path / "out" / "run.json").unlink()
+    assert "000000.json was made with images of 16 x 16, this run has 8 x 8" in tiny("-n", 1, "-o", "out").stderr
+
+
 def test_another_network_config_is_another_model(ddim, tiny_model, tmp_path):
     """The same weights under another config compute something else."""
     import shutil
@@ -170,6 +181,19 @@ def test_dry_run_writes_nothing(tiny, tmp_path):
     assert len(plan["files"]) == 5
     assert "750 500 250 0" in tiny("--dry-run").stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bar_ends_at_the_last_step(tiny, monkeypatch):
+    from rich.console import Console
+
+    from ddim_cli.cli import console
+
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "stderr", lambda: Console(file=screen, force_terminal=True, width=100))
+    assert tiny("-n", 3, "-b", 2, "-o", "out").exit_code == 0
+    shown = re.findall(r"(\d/3 images).*?(step \d/4)", screen.getvalue())
+    assert shown[0] == ("0/3 images", "step 0/4")
+    assert shown[-1] == ("3/3 images", "step 4/4")
 
 
 def test_a_dry_run_of_millions_says_what_a_line_holds(tiny, monkeypatch):

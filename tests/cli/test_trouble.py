@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from ddim_cli.outputs import writer
+
+ROOT = Path(__file__).parents[2]
 
 
 def whole(folder: Path) -> int:
@@ -136,6 +139,37 @@ def test_one_signal_finishes_what_is_being_written(start, command, tmp_path, num
     assert found["exit_code"] == 130
     assert f"interrupted: {made} of 2000 images were made" in found["error"]
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["typer", "ddim_cli.cli.sample", "ddim_cli.config.layers", "torch"])
+def test_a_signal_while_all_is_loaded_is_answered_too(module, number, tmp_path):
+    """As from a scheduler that ends a job in its first moments."""
+    code = f"""
+import os, runpy, signal, sys
+
+class Sender:
+    def find_spec(self, name, *others):
+        if name == {module!r}:
+            os.kill(os.getpid(), {int(number)})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Sender())
+sys.argv = ["ddim", "sample", "--json", "-n", "1", "-o", "out"]
+runpy.run_module("ddim_cli", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 130, done.stderr
+    assert json.loads(done.stdout) == {"error": "interrupted", "exit_code": 130}
+    assert done.stderr == "interrupted\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_ctrl_c_ends_it_at_once(start, tiny_model, tmp_path):

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -51,12 +52,12 @@ def test_a_check_makes_the_pictures_anew(ddim, tiny_model, made, tmp_path):
     command = ("replay", "out/000001.json", "out/000004.json", "-o", "again")
     assert ddim(*command).exit_code == 0
     there = [tmp_path / "again" / f"00000{seed}.png" for seed in (1, 4)]
-    before = [(p.stat().st_ino, p.read_bytes()) for p in there]
+    before = [(p.stat().st_mtime_ns, p.read_bytes()) for p in there]
     assert "2 images in 1 batch" not in ddim(*command).stderr
     result = ddim(*command, "--check")
     assert (result.exit_code, "2 with equal hashes" in result.stdout) == (0, True)
     assert "2 images in 1 batch of 3" in result.stderr
-    after = [(p.stat().st_ino, p.read_bytes()) for p in there]
+    after = [(p.stat().st_mtime_ns, p.read_bytes()) for p in there]
     assert all(old[0] != new[0] and old[1] == new[1] for old, new in zip(before, after, strict=True))
     # What the folder has of other settings stays, and is refused as ever.
     assert ddim("sample", "-m", tiny_model, "--steps", 2, "-n", 5, "-o", "other").exit_code == 0
@@ -96,6 +97,31 @@ def test_from_a_png_alone_and_from_another_folder(ddim, made, tmp_path, monkeypa
     assert np.array_equal(*pixels)
     assert ddim("verify", "again").exit_code == 0
     assert sorted(p.name for p in again.iterdir()) == ["000004.json", "000004.png", "grid.png", "run.json"]
+
+
+def test_the_command_that_inspect_names_can_be_pasted(ddim, made, tmp_path):
+    (tmp_path / "it's odd; $here").mkdir()
+    path = shutil.copy(made / "000001.png", tmp_path / "it's odd; $here")
+    [line] = [line for line in ddim("inspect", path).stdout.splitlines() if line.startswith("again: ")]
+    program, *command = shlex.split(line.removeprefix("again: "))
+    assert program == "ddim"
+    assert ddim(*command).exit_code == 0
+    assert (tmp_path / "again" / "000001.png").exists()
+
+
+def test_a_png_without_text_is_told_of_by_the_sidecar_beside_it(ddim, made):
+    """As after an editor that keeps the pixels alone."""
+    for seed in (1, 2):
+        path = made / f"00000{seed}.png"
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        Image.fromarray(pixels).save(path)
+    result = ddim("replay", made / "000001.png", made / "000002.png", "--check")
+    assert (result.exit_code, "2 with equal hashes" in result.stdout) == (0, True), result.stderr
+    # A sidecar of another picture says nothing.
+    (made / "000001.json").write_text((made / "000003.json").read_text())
+    result = ddim("replay", made / "000001.png", "--check")
+    assert (result.exit_code, "has no text 'ddim' inside" in result.stderr) == (2, True)
 
 
 def test_a_model_that_has_moved(ddim, made, tmp_path):
