@@ -52,7 +52,7 @@ def compile_network(
     if list_kept and clear:
         raise UsageError("--list and --clear exclude each other")
     if list_kept or clear:
-        _show_kept(clear, json)
+        (_clear if clear else _show_kept)(json)
         return
     run = resolve(layers)
     with console.progress(quiet, verbose) as progress:
@@ -71,28 +71,50 @@ def compile_network(
         console.show_table(_rows(facts), "there already" if kept else "built")
 
 
-def _rows(facts: dict[str, Any]) -> dict[str, Any]:
+def _purpose(facts: dict[str, Any]) -> str:
+    """What it is for; what it takes is not known of one that is damaged."""
+    if "shape" not in facts:
+        return "damaged or unfinished"
     batch, *shape = facts["shape"]
     size = "x".join(map(str, shape))
+    return f"{console.counted(batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}"
+
+
+def _size(facts: dict[str, Any]) -> str:
+    return f"{facts['bytes'] / 1e6:.1f} MB"
+
+
+def _rows(facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": facts["model"],
-        "for": f"{console.counted(batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}",
-        "size": f"{facts['bytes'] / 1e6:.1f} MB",
+        "for": _purpose(facts),
+        "size": _size(facts),
         "build time": f"{facts['seconds']:.0f} s",
         "folder": facts["folder"],
     }
 
 
-def _show_kept(clear: bool, as_json: bool) -> None:
+def _show_kept(as_json: bool) -> None:
     from ddim_cli.sampling import compiled
 
     kept = [compiled.describe(path) for path in compiled.kept_folders()]
-    if clear:
-        compiled.clear()
     if as_json:
-        console.print_json({"kept": [] if clear else kept, "removed": kept if clear else []})
+        console.print_json({"kept": kept, "removed": []})
     elif not kept:
         console.show_table({"kept": "nothing", "folder": compiled.folder()}, "compiled networks")
     else:
         for facts in kept:
-            console.show_table(_rows(facts), "removed" if clear else "kept")
+            console.show_table(_rows(facts), "kept")
+
+
+def _clear(as_json: bool) -> None:
+    from ddim_cli.sampling import compiled
+
+    removed = compiled.clear()
+    if as_json:
+        console.print_json({"kept": [], "removed": removed})
+        return
+    for facts in removed:
+        typer.echo(f"removed {facts['folder']}: {facts.get('model', 'a network')}, {_purpose(facts)}, {_size(facts)}")
+    if not removed:
+        typer.echo(f"nothing to remove: no compiled network is kept in {compiled.folder()}")

@@ -173,9 +173,26 @@ def describe(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no compiled network, or a damaged one; ddim compile --clear removes it") from None
 
 
-def clear() -> None:
-    """Remove all that are kept, and what builds that were killed have left."""
-    shutil.rmtree(folder(), ignore_errors=True)
+def clear() -> list[dict[str, Any]]:
+    """Remove all that are kept, damaged ones and what builds that were killed have left; what they were, as `describe`.
+
+    Of one that cannot be described there are the keys bytes and folder alone.
+
+    Raises:
+        RunError: for one that cannot be removed.
+    """
+    removed = []
+    for path in sorted(folder().iterdir()) if folder().is_dir() else ():
+        try:
+            facts = describe(path)
+        except UsageError:
+            facts = {"bytes": sum(p.stat().st_size for p in path.rglob("*") if p.is_file()), "folder": str(path)}
+        try:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be removed: {error.strerror}") from None
+        removed.append(facts)
+    return removed
 
 
 def is_kept(target: Target) -> bool:

@@ -184,6 +184,35 @@ def test_the_command_lists_and_clears(ddim, target, monkeypatch):
     assert not path.exists()
 
 
+def test_clearing_says_what_is_removed(ddim, target, monkeypatch):
+    assert "nothing to remove" in ddim("compile", "--clear").stdout
+    path = keep_fake(target, monkeypatch)
+    damaged = path.with_name("damaged")
+    damaged.mkdir()
+    (damaged / FACTS).write_text("{}")
+    unfinished = path.with_name(".0123.tmp")
+    (unfinished / "kept").mkdir(parents=True)
+    result = ddim("compile", "--clear")
+    assert result.exit_code == 0, result.stderr
+    lines = sorted(result.stdout.splitlines())
+    assert len(lines) == 3
+    assert f"removed {path}: {target.model.source}, 2 rows of 3x8x8 in float32 on cpu, 0.0 MB" in lines
+    assert sum("damaged or unfinished" in line for line in lines) == 2
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_cannot_be_removed_is_said(ddim, target, monkeypatch):
+    path = keep_fake(target, monkeypatch)
+
+    def fail(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(compiled.shutil, "rmtree", fail)
+    result = ddim("compile", "--clear")
+    assert result.exit_code == 1
+    assert f"{path}: cannot be removed: Permission denied" in result.stderr
+
+
 @pytest.mark.slow
 def test_a_build_is_found_by_the_next_process_and_made_again_when_damaged(tiny_model, tmp_path):
     environment = {**os.environ, "DDIM_CACHE": str(tmp_path / "cache")}
