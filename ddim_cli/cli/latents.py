@@ -52,12 +52,14 @@ def sample_latents(
     for warning in run.warnings:
         console.warn(warning)
     with console.progress(quiet, verbose) as progress:
-        from ddim_cli.experiments.latents import execute, pending, picture_path
+        from ddim_cli.experiments.latents import execute, holds_others, pending, picture_path
         from ddim_cli.sampling.closing import name_npz
         from ddim_cli.sampling.run import make_job
 
         array = name_npz(npz, overwrite) if npz is not None else None
-        job = make_job(run, part, ending=start.folder_ending(files))
+        job = make_job(run, part, ending="-latents")
+        if run.config.output.dir is None and holds_others(job, starts):
+            job = make_job(run, part, ending=start.folder_ending(files))
         for text in start.differences(files, job.record):
             console.warn(text)
         if dry_run:

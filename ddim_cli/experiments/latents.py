@@ -14,6 +14,7 @@ from ddim_cli.experiments.rules import one_class
 from ddim_cli.experiments.start import Start
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
+from ddim_cli.outputs.folder import read_json
 from ddim_cli.outputs.latents import latent_sha256, read_latent
 from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.npz import write_npz
@@ -51,6 +52,17 @@ def missing(job: Job, starts: Sequence[Start], positions: Sequence[int]) -> list
         return path.exists() and job.folder.is_pair(str(path), identity(picture_record(job, start)))
 
     return [p for p in positions if not is_there(starts[p])]
+
+
+def holds_others(job: Job, starts: Sequence[Start]) -> bool:
+    """Whether the job's folder has a picture of another latent under one of these names."""
+
+    def is_other(start: Start) -> bool:
+        sidecar = read_json(picture_path(job, start).with_suffix(".json"))
+        latent = picture_record(job, start)["sampling"]["latent"]
+        return sidecar is not None and identity(sidecar).get("sampling.latent") != latent
+
+    return any(map(is_other, starts))
 
 
 def pending(job: Job, starts: Sequence[Start], overwrite: bool = False) -> list[int]:

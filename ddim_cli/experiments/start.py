@@ -68,7 +68,10 @@ def starts_of(files: Sequence[LatentFile]) -> list[Start]:
 
 
 def folder_ending(files: Sequence[LatentFile]) -> str:
-    """The ending of the default folder's name: which folders the latents lie in, since pictures have their names."""
+    """The ending of the default folder's name where the plain one holds pictures of other latents of these names.
+
+    It tells which folders the latents lie in: there, names are told apart.
+    """
     folders = sorted({str(file.path.resolve().parent) for file in files})
     return f"-latents-{hashlib.sha256(chr(0).join(folders).encode(errors='surrogateescape')).hexdigest()[:8]}"
 

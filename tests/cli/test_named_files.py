@@ -26,7 +26,7 @@ def quick_bench(monkeypatch):
     """What is measured is no matter here."""
     from ddim_cli.cli import bench
 
-    monkeypatch.setattr(bench, "show", lambda found: print(found))
+    monkeypatch.setattr(bench, "show", lambda found, quiet: print(found))
     monkeypatch.setattr("ddim_cli.outputs.bench_plot.draw_speeds", lambda *given: b"a plot")
     found = {"results": [], "machine": {"dtype": "", "device_name": ""}, "against": [], "timed": ""}
     found |= {"sampling": {"timesteps": []}, "model": {"source": ""}}
