@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddim_cli.errors import ModelError
 from ddim_cli.models.describe import ModelDescription
+
+if TYPE_CHECKING:
+    from ddim_cli.models.unet import UNet
 
 
 def activation_bytes(model: ModelDescription, itemsize: int) -> int:
@@ -20,24 +23,65 @@ def activation_bytes(model: ModelDescription, itemsize: int) -> int:
 def flops(model: ModelDescription) -> int:
     """Floating-point operations (two a multiplication and addition) of one image and step, counted on no device.
 
+    Those of convolutions and of products of matrices, attention's among them, as torch's FlopCounterMode has it.
+
     Raises:
         ModelError: for a config that builds no network, or one that cannot be run.
     """
+    from ddim_cli.models.load import build_unet, network_config
+    from ddim_cli.models.unet import supports
+
+    # Our own is added up: to watch it run without a device, torch would import its compiler, which takes a second.
+    return _sum(build_unet(model), model) if supports(network_config(model)) else _watched(model)
+
+
+def _sum(network: UNet, model: ModelDescription) -> int:
+    """Of each layer, from the size of its weights and that of the image at its level."""
+    from torch import nn
+
+    from ddim_cli.models.unet import Attention
+
+    levels, (height, width) = len(model.network["block_out_channels"]), model.size
+    total = 0
+    for name, layer in network.named_modules():
+        level = _level(name, levels)
+        pixels = (height >> level) * (width >> level)
+        if isinstance(layer, nn.Conv2d):
+            total += pixels * layer.weight.numel()
+        elif isinstance(layer, nn.Linear):
+            # What sees the timestep alone is computed once, not for every pixel.
+            total += (pixels if ".attentions." in name else 1) * layer.weight.numel()
+        elif isinstance(layer, Attention):
+            total += 2 * pixels * pixels * layer.to_q.out_features
+    return 2 * total
+
+
+def _level(name: str, levels: int) -> int:
+    """How often the image is halved where the layer of this name writes."""
+    block, _, rest = name.partition(".")
+    index = int(rest.partition(".")[0] or 0) if block in ("down_blocks", "up_blocks") else 0
+    if block == "down_blocks":
+        return index + (".downsamplers." in name)
+    if block == "up_blocks":
+        return levels - 1 - index - (".upsamplers." in name)
+    return levels - 1 if block == "mid_block" else 0
+
+
+def _watched(model: ModelDescription) -> int:
+    """Of a network of diffusers, by running it on no device. Raises ModelError where it cannot be run."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ddim_cli.models.load import build_network, build_unet, network_config
-    from ddim_cli.models.unet import supports
+    from ddim_cli.models.load import build_network
 
-    # Diffusers' counts the same, but takes longer to import than to count. One with constants comes with their values.
-    network = (build_unet if supports(network_config(model)) else build_network)(model).eval().to("meta")
+    # One with constants comes with their values.
+    network = build_network(model).eval().to("meta")
     x = torch.empty(1, model.channels, *model.size, device="meta")
     t = torch.zeros(1, dtype=torch.int64, device="meta")
     conditional = model.network.get("num_class_embeds") or model.network.get("class_embed_type")
-    labels = t if conditional else None
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(x, t, labels)
+            network(x, t, t if conditional else None)
     except Exception as error:
         # Diffusers builds networks of blocks that do not go together, which fail in as many ways once they are called.
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

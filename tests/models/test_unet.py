@@ -161,3 +161,31 @@ def test_sampling_imports_neither_diffusers_nor_a_compiler(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert (tmp_path / "out" / "000000.png").exists()
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_the_cost_is_what_torch_counts(name, tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from ddim_cli.config.schema import ModelSettings
+    from ddim_cli.models.describe import describe_model
+    from ddim_cli.models.inspect import flops
+
+    theirs = UNet2DModel(**{**SMALL, **SUPPORTED[name]}).eval()
+    theirs.save_pretrained(tmp_path)
+    # On a CPU the counter does not see attention.
+    x, timesteps, classes = (t if t is None else t.to("meta") for t in inputs(theirs, rows=1))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        theirs.to("meta")(x, timesteps, classes)
+    assert flops(describe_model(ModelSettings(source=str(tmp_path)))) == counter.get_total_flops()
+
+
+def test_a_model_is_inspected_without_diffusers_or_torchs_compiler():
+    """Each takes longer to import than all of the rest."""
+    code = (
+        "import sys\nfrom ddim_cli.cli.app import app\n"
+        "try: app(['inspect', 'mnist'])\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "assert not {'diffusers', 'torch._dynamo'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
