@@ -13,7 +13,11 @@ were computed in float64 and rounded once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -277,3 +281,83 @@ def make_betas(config, u: float) -> Rounded:
 def make_alpha_bars(config, u: float) -> Rounded:
     """Its alphas_cumprod."""
     return running_product(1 - make_betas(config, u))
+
+
+@cache
+def _alpha_bars(key: tuple, u: float) -> Rounded:
+    return make_alpha_bars(SimpleNamespace(**dict(key)), u)
+
+
+def alpha_bars_of(config, u: float) -> Rounded:
+    """`make_alpha_bars`, each made once."""
+    names = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "rescale_betas_zero_snr")
+    trained = config.trained_betas and tuple(config.trained_betas)
+    return _alpha_bars((*((name, config[name]) for name in names), ("trained_betas", trained)), u)
+
+
+def exact(reference):
+    """diffusers' scheduler with the alpha_bars of its own formulas in float64: its step is left as it is."""
+    reference.alphas_cumprod = alpha_bars_of(reference.config, U64).value
+    last = torch.ones((), dtype=torch.float64) if reference.config.set_alpha_to_one else reference.alphas_cumprod[0]
+    reference.final_alpha_cumprod = reference.initial_alpha_cumprod = last
+    return reference
+
+
+@contextmanager
+def _off(network: torch.nn.Module, by: float, seed: int):
+    """Each number that the network returns is ``by`` times its largest off, up or down at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(module, args, output):
+        signs = torch.randint(2, output.sample.shape, generator=generator).to(output.sample) * 2 - 1
+        output.sample = output.sample + by * output.sample.abs().max() * signs
+        return output
+
+    hook = network.register_forward_hook(move)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def float32_leeway(run: Callable[[], Tensor], network: torch.nn.Module) -> tuple[Tensor, float]:
+    """What a run in float64 gives, and how far from it one in float32 may come out.
+
+    That is how far it gets with each output of its network off by 32 units roundoff of float32: several times what the
+    layers of a small network round, in whatever order a processor sums, and more than a step does. What the steps and
+    the network make of it is measured, so a bound follows from the run and not from the processor.
+    """
+    found, off = run(), 0.0
+    for seed in range(3):
+        with _off(network, 32 * U32, seed):
+            off = max(off, (run() - found).abs().max().item())
+    return found, off
+
+
+def pipeline_in_float64(directory, monkeypatch, scheduler=None):
+    """diffusers' DDIMPipeline on float64 alpha_bars, with the noise that it draws in float32.
+
+    The function returned makes one picture, [C, H, W] in [-1, 1], and says how far one in float32 may come out.
+    """
+    from diffusers import DDIMPipeline
+    from diffusers.pipelines.ddim import pipeline_ddim
+    from diffusers.schedulers import scheduling_ddim
+    from diffusers.utils.torch_utils import randn_tensor
+
+    def drawn(shape, generator=None, device=None, dtype=None):
+        return randn_tensor(shape, generator, device, torch.float32).to(dtype)
+
+    for module in (pipeline_ddim, scheduling_ddim):
+        monkeypatch.setattr(module, "randn_tensor", drawn)
+    pipeline = DDIMPipeline.from_pretrained(directory).to(torch.float64)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = exact(scheduler or scheduling_ddim.DDIMScheduler.from_config(pipeline.scheduler.config))
+
+    def picture(seed: int, steps: int, **step) -> tuple[Tensor, float]:
+        def run():
+            generator = torch.Generator().manual_seed(seed)
+            return pipeline(generator=generator, num_inference_steps=steps, output_type="pt", **step).images[0] * 2 - 1
+
+        return float32_leeway(run, pipeline.unet)
+
+    return picture

@@ -18,10 +18,9 @@ import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import cycle, groupby, product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ from ddim_cli import DDIMScheduler
 from ddim_cli.errors import ConfigError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from rounding import U32, U64, Coefficients, Levels, Rounded, make_alpha_bars, make_betas, steepest
+from rounding import U32, U64, Coefficients, Levels, Rounded, alpha_bars_of, exact, make_betas, steepest
 from rounding import step as rounded_step
 
 STEPS = (1, 2, 3, 7, 13)
@@ -133,18 +132,6 @@ def treatment(config):
     if config.clip_sample:
         return "clipping", lambda x0: x0.clamp(config.clip_sample_range)
     return "", None
-
-
-@cache
-def _alpha_bars(key, u):
-    return make_alpha_bars(SimpleNamespace(**dict(key)), u)
-
-
-def alpha_bars_of(config, u):
-    """diffusers' alphas_cumprod for ``config``, computed with unit roundoff ``u``."""
-    names = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "rescale_betas_zero_snr")
-    trained = config.trained_betas and tuple(config.trained_betas)
-    return _alpha_bars((*((name, config[name]) for name in names), ("trained_betas", trained)), u)
 
 
 @lru_cache(maxsize=4096)
@@ -247,14 +234,6 @@ def pair(scheduler, steps, other=Reference):
     reference.set_timesteps(steps)
     ours.set_timesteps(steps)
     return reference, ours
-
-
-def exact(reference):
-    """diffusers' scheduler with the alpha_bars of its own formulas in float64: its step is left as it is."""
-    reference.alphas_cumprod = alpha_bars_of(reference.config, U64).value
-    last = torch.ones((), dtype=torch.float64) if reference.config.set_alpha_to_one else reference.alphas_cumprod[0]
-    reference.final_alpha_cumprod = reference.initial_alpha_cumprod = last
-    return reference
 
 
 def visits_last(spacing, steps):
