@@ -108,20 +108,21 @@ def loop(scheduler, timesteps, dtype=torch.float32, method="step", **step):
 
 
 @torch.inference_mode()
-def again(scheduler, timesteps, steps, method="step", **step):
+def again(scheduler, timesteps, steps, **step):
     """The same steps by another scheduler: each from the state, the output and the noise of ``steps``."""
     rows = []
     for i, t in enumerate(timesteps):
         given = {"variance_noise": steps.noise[i], **step} if step else {}
-        rows.append(getattr(scheduler, method)(steps.output[i], t, steps.x[i], **given, return_dict=False))
+        rows.append(scheduler.step(steps.output[i], t, steps.x[i], **given, return_dict=False))
     prev, x0 = map(torch.stack, zip(*rows, strict=True))
     return Steps(steps.x, steps.output, steps.noise, prev, x0)
 
 
 def excess(found, expected, bound):
     """The largest error in units of its bound: what is at most 1 is rounding."""
+    assert bound.isfinite().all(), "no bound at all"
     off = (found.double() - expected.double()).abs()
-    return torch.where(off == 0, 0, off / bound).max().item()
+    return torch.where(off == 0, 0, off / bound).nan_to_num(nan=torch.inf).max().item()
 
 
 def treatment(config):
@@ -214,11 +215,8 @@ class Judge:
 
 def own_levels(reference):
     """diffusers' float32 alpha_bars and the one beyond timestep 0, as exact numbers."""
-    last = (
-        reference.initial_alpha_cumprod
-        if hasattr(reference, "initial_alpha_cumprod")
-        else reference.final_alpha_cumprod
-    )
+    inverse = isinstance(reference, DDIMInverseScheduler)
+    last = reference.initial_alpha_cumprod if inverse else reference.final_alpha_cumprod
     return Rounded.exact(reference.alphas_cumprod, U32), Rounded.exact(last, U32)
 
 
