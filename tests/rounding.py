@@ -77,12 +77,14 @@ class Rounded:
         return self._computed(value, (self.error + value.abs() * other.error) / smallest)
 
     def sqrt(self) -> Rounded:
+        """The root, or the power 0.5 as diffusers has it, which libraries compute to one unit in the last place, 2u."""
         value = self.value.clamp(min=0)
         root, lowest = value.sqrt(), (self.value - self.error).clamp(min=0)
         # As quotients: the difference of two roots would lose its digits where the error is small.
         below = torch.where(root > 0, (value - lowest) / (root + lowest.sqrt()), 0)
         above = torch.where(self.error > 0, self.error / ((value + self.error).sqrt() + root), 0)
-        return self._computed(root, torch.maximum(below, above))
+        found = self._computed(root, torch.maximum(below, above))
+        return Rounded(found.value, found.error + self.u * root, self.u)
 
     def once(self, u: float) -> Rounded:
         """Rounded once to ``u`` after it was computed."""
