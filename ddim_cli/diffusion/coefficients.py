@@ -1,4 +1,4 @@
-"""The coefficients of every step of a run, computed once in float64 and kept on the device in float32."""
+"""The coefficients of every step of a run, computed once in float64 and kept on the device, in float32 by default."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Coefficients(NamedTuple):
 class StepTable:
     """Everything about the N steps of a run that does not depend on an image.
 
-    ``timesteps`` int64 [N] and ``values`` float32 [N, 9] lie on the run's device;
+    ``timesteps`` int64 [N] and ``values`` [N, 9] lie on the run's device, ``values`` in float32 unless float64 was
+    asked for;
     ``alpha_bar``, ``prev_alpha_bar`` and ``sigma`` float64 [N] on the host, for tables and plots;
     ``prev_timesteps`` has -1 where a step ends at the final alpha_bar.
     """
@@ -146,6 +147,7 @@ def _table(
     sampling: SamplingSettings,
     timesteps: Sequence[int],
     device: torch.device | str,
+    dtype: torch.dtype,
     inverse: bool,
 ) -> StepTable:
     check_combination(scheduler, sampling, timesteps)
@@ -161,7 +163,7 @@ def _table(
         columns = step_coefficients(
             alpha_bar, prev_alpha_bar, scheduler.prediction_type, sampling.eta, sampling.variance
         )
-    values = torch.stack(columns, dim=1).float()
+    values = torch.stack(columns, dim=1).to(dtype)
     _check_ends(values, start, timesteps, scheduler, sampling, inverse)
     return StepTable(
         timesteps=torch.tensor(timesteps, dtype=torch.int64, device=device),
@@ -208,13 +210,16 @@ def make_table(
     sampling: SamplingSettings,
     timesteps: Sequence[int],
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> StepTable:
     """The table of a run over ``timesteps`` (see `grids.timestep_grid`), its tensors on ``device``.
+
+    ``dtype`` is that of the coefficients: float32, as the sampling loop has it, or float64.
 
     Raises:
         ConfigError: for combinations that cannot work; see `rules` and `step_coefficients`.
     """
-    return _table(scheduler, sampling, timesteps, device, inverse=False)
+    return _table(scheduler, sampling, timesteps, device, dtype, inverse=False)
 
 
 def make_inverse_table(
@@ -222,10 +227,11 @@ def make_inverse_table(
     sampling: SamplingSettings,
     timesteps: Sequence[int],
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> StepTable:
     """The table of the reverse direction (DDIM, section 5.4), in the same order of timesteps.
 
     Row i leads from the level that sampling reaches from timestep i back up to the level of
-    timestep i, with no noise: sampling's own step read backwards.
+    timestep i, with no noise: sampling's own step read backwards. ``dtype`` as in `make_table`.
     """
-    return _table(scheduler, sampling, timesteps, device, inverse=True)
+    return _table(scheduler, sampling, timesteps, device, dtype, inverse=True)

@@ -34,7 +34,7 @@ class X0Treatment:
 
 
 def predict(x: Tensor, output: Tensor, c: Coefficients, treatment: X0Treatment) -> tuple[Tensor, Tensor]:
-    """x0 and epsilon from x_t and the network's output; all float32 [B, ...]."""
+    """x0 and epsilon from x_t and the network's output; all [B, ...] in one dtype."""
     x0 = c.x0_from_x * x + c.x0_from_output * output
     if treatment.threshold is not None:
         x0 = dynamic_threshold(x0, *treatment.threshold)
@@ -51,14 +51,14 @@ def ddim_step(
     """x_t -> x_prev (DDIM, eq. 12): prev_signal x0 + direction epsilon + sigma noise.
 
     Args:
-        x: the state x_t, float32 [B, ...].
-        output: the network's output at x_t, [B, ...]; raised to float32 if it is narrower.
+        x: the state x_t, [B, ...] in float32, or in float64 with a table made in float64.
+        output: the network's output at x_t, [B, ...]; raised to x's dtype if it is narrower.
         c: the step's coefficients, 0-d on x's device.
         treatment: clipping, thresholding and what follows from them.
         noise: standard normal [B, ...], or None for none; raised likewise.
 
     Returns:
-        x_prev and the predicted x0, float32 [B, ...].
+        x_prev and the predicted x0, [B, ...] in x's dtype.
     """
     x0, epsilon = predict(x, output.to(x.dtype), c, treatment)
     x_prev = c.prev_signal * x0 + c.direction * epsilon

@@ -159,17 +159,18 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def _row(self, kind: str, timestep: int | Tensor, sample: Tensor, **sampling) -> Coefficients:
-        """The coefficients of the step at ``timestep``, from a table made once for its settings and device."""
+        """The coefficients of the step at ``timestep``, from a table made once for its settings, device and dtype."""
         if self.num_inference_steps is None:
             raise ConfigError("call set_timesteps before stepping")
         t = timestep.item() if isinstance(timestep, Tensor) and timestep.numel() == 1 else timestep
         if not isinstance(t, Hashable) or t not in self._index:
             raise ConfigError(f"timestep {t} is not in the grid {self._grid[:3]}...; see scheduler.timesteps")
-        key = (kind, sample.device, *sampling.values())
+        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+        key = (kind, sample.device, dtype, *sampling.values())
         if key not in self._tables:
             chosen = _sampling({**self._sampling.model_dump(exclude_unset=True), **sampling}, "step")
             make = make_table if kind == "sample" else make_inverse_table
-            self._tables[key] = make(self.settings, chosen, self._grid, sample.device)
+            self._tables[key] = make(self.settings, chosen, self._grid, sample.device, dtype)
         return self._tables[key].row(self._index[t])
 
     def step(
@@ -184,7 +185,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         variance: str = "ddim",
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
-        """x_t -> x_prev in float32 (float64 for a float64 sample; the coefficients are float32), in the sample's dtype.
+        """x_t -> x_prev in the sample's dtype, computed in float32; of a float64 sample in float64, coefficients too.
 
         Args:
             model_output: the network's output at x_t, [B, ...].
@@ -235,7 +236,8 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """From the level that sampling reaches from ``timestep`` back up to level ``timestep``.
 
-        DDIM, section 5.4. Clipping and thresholding are off. ``prev_sample`` is x at level ``timestep``.
+        DDIM, section 5.4. Clipping and thresholding are off. ``prev_sample`` is x at level ``timestep``, computed in
+        float32, or in float64 of a float64 sample, as in `step`.
 
         ``model_output`` at the timestep of the level where the sample is, the next entry of the grid, makes it Euler's
         step of the ODE, and the latents approach the exact ones as 1 / N. With the output at ``timestep`` itself the
