@@ -134,7 +134,7 @@ def _silent(what: str) -> OnImage:
 
 def read_cells_if_sweep(folder: Path, count: int | None) -> Cells | None:
     """The cells of a sweep's folder; None for any other path."""
-    from ddim_cli.outputs.sweep import is_sweep
+    from ddim_cli.outputs.sweep_manifest import is_sweep
 
     if not is_sweep(folder):
         return None

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ddim_cli.config.layers import Layer
-    from ddim_cli.experiments.inputs import Input
     from ddim_cli.experiments.invert import Inverted
+    from ddim_cli.sampling.pictures import Input
     from ddim_cli.sampling.resolve import Run
 
 WHY_ETA_0 = (
@@ -57,8 +57,8 @@ def invert(
 
     The same command goes on where it was stopped, and does nothing where all is done.
     """
-    from ddim_cli.experiments.inputs import find_pictures
     from ddim_cli.experiments.rules import check_deterministic, one_class
+    from ddim_cli.sampling.pictures import find_pictures
 
     files = find_pictures(pictures)
     run, turned_off = resolve_inversion([*layers, plan_layer(len(files), "IMAGE")])
@@ -69,8 +69,8 @@ def invert(
     if turned_off and not quiet:
         say_turned_off(turned_off)
     with console.progress(quiet, verbose) as progress:
-        from ddim_cli.experiments.inputs import read_input
         from ddim_cli.experiments.invert import execute
+        from ddim_cli.sampling.pictures import read_input
         from ddim_cli.sampling.run import make_job
 
         job = make_job(run, ending="-invert")

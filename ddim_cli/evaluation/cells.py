@@ -12,7 +12,7 @@ from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.pictures import files_of
 from ddim_cli.evaluation.score import Judge, OnImage, Score
 from ddim_cli.outputs.folder import OutputFolder
-from ddim_cli.outputs.sweep import MANIFEST, read_sweep
+from ddim_cli.outputs.sweep_manifest import MANIFEST, read_sweep
 
 
 @dataclass(frozen=True)

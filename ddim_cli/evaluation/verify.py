@@ -17,7 +17,7 @@ from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
 from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity, of_the_picture
-from ddim_cli.outputs.sweep import is_sweep
+from ddim_cli.outputs.sweep_manifest import is_sweep
 
 
 class Problem(NamedTuple):

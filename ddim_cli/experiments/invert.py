@@ -16,7 +16,6 @@ from torch import Tensor
 from ddim_cli.diffusion.coefficients import make_inverse_table
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.batches import check_finite, denoise, encode, ending_well, prepare
-from ddim_cli.experiments.inputs import Input, read_input
 from ddim_cli.experiments.rules import one_class
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.folder import read_json
@@ -27,6 +26,7 @@ from ddim_cli.outputs.sidecar import STRIP_SCHEMA, describe_picture, describe_st
 from ddim_cli.outputs.strip import Row, draw_strip
 from ddim_cli.outputs.writer import write_pair
 from ddim_cli.sampling.loop import Sampler, to_uint8
+from ddim_cli.sampling.pictures import Input, read_input
 from ddim_cli.sampling.plan import batches
 from ddim_cli.sampling.run import Job, Reporter, job_sampler
 

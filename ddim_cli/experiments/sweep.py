@@ -20,7 +20,7 @@ from ddim_cli.outputs.figures import distance_text
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.sidecar import identity_hash, utc_now
-from ddim_cli.outputs.sweep import MANIFEST, SHEET, SWEEP_SCHEMA, encode_sweep, is_sweep, read_sweep
+from ddim_cli.outputs.sweep_manifest import MANIFEST, SHEET, SWEEP_SCHEMA, encode_sweep, is_sweep, read_sweep
 from ddim_cli.outputs.sweep_sheet import Block, Panel, draw_sweep, pictures_in_a_cell
 from ddim_cli.sampling.network import load_network
 from ddim_cli.sampling.plan import Shard

@@ -18,9 +18,9 @@ from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import remove_leftovers
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.named import Kind, name_file
-from ddim_cli.outputs.report import sweep
+from ddim_cli.outputs.report import cells
 from ddim_cli.outputs.report.contents import Links, OnImage, facts, read_folder, settings
-from ddim_cli.outputs.sweep import is_sweep, read_sweep
+from ddim_cli.outputs.sweep_manifest import is_sweep, read_sweep
 
 SCHEMA = "ddim-cli/report/1"
 NAME = "report.html"
@@ -83,7 +83,7 @@ def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total:
     """All that the page tells. Raises UsageError for a folder that holds nothing of ddim."""
     title = folder.resolve().name or str(folder)
     if is_sweep(folder):
-        found = sweep.read_cells(folder, read_sweep(folder), links, on_image)
+        found = cells.read_cells(folder, read_sweep(folder), links, on_image)
         return {"schema": SCHEMA, "kind": "sweep", "title": title, **found}
     output = OutputFolder(folder)
     sets = read_folder(output, links, on_image)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.inputs import find_pictures, read_input
+from ddim_cli.sampling.pictures import find_pictures, read_input
 
 GREY, RGB, RGBA = (1, 8, 8), (3, 8, 8), (4, 8, 8)
 
