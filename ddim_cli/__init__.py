@@ -1,7 +1,7 @@
 """DDIM sampling (Song, Meng, Ermon, arXiv:2010.02502) as a command-line tool and a small library.
 
-``DDIMScheduler``, ``load_model`` and ``sample`` are imported on first use, so that ``import
-ddim_cli`` and ``ddim --help`` do not pay for torch.
+The names of ``__all__`` are imported on first use, so that ``import ddim_cli`` and ``ddim --help`` do not pay for
+torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "DDIMScheduler": "ddim_cli.schedulers.ddim",
+    "interpolate": "ddim_cli.experiments.interpolate",
+    "invert": "ddim_cli.experiments.invert",
     "load_model": "ddim_cli.models.load",
     "sample": "ddim_cli.sampling.api",
+    "sweep": "ddim_cli.experiments.sweep",
 }
 
-__all__ = ["DDIMScheduler", "__version__", "load_model", "sample"]
+__all__ = ["DDIMScheduler", "__version__", "interpolate", "invert", "load_model", "sample", "sweep"]
 
 
 def __getattr__(name: str):

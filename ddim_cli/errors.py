@@ -26,6 +26,11 @@ def missing_extra(what: str, package: str, extra: str) -> UsageError:
     return UsageError(f"{what} needs {package}, which is not installed: pip install 'ddim-cli[{extra}]'")
 
 
+def first_line(error: BaseException, most: int | None = 300) -> str:
+    """What a library's error says, its first line, cut to ``most`` characters; the name of one that says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 class ConfigError(UsageError):
     """Settings that are unknown, of the wrong type, out of bounds or contradictory.
 

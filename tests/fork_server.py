@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-import ddim_cli.sampling.run  # noqa: F401
+import ddim_cli.sampling.executor  # noqa: F401
 from ddim_cli.cli.app import main
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ddim_cli.cli.options import FLAGS
-from ddim_cli.config.schema import SECTIONS
+from ddim_cli.config.schema import FLAGS, SECTIONS
+from ddim_cli.diffusion.schedules import SCHEDULES
+from ddim_cli.diffusion.spacings import SPACINGS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,12 +36,18 @@ def test_every_key_is_in_the_reference_with_its_default(section):
             assert shown == (expected.lower() if isinstance(default, bool) else expected), name
 
 
+def test_every_schedule_and_spacing_is_in_the_reference():
+    for key, names in (("beta_schedule", SCHEDULES), ("timestep_spacing", SPACINGS)):
+        [row] = [line for line in README.splitlines() if line.startswith(f"| `{key}` |")]
+        assert re.findall(r"`(\w+)`", row.split("|")[3])[: len(names)] == list(names)
+
+
 def test_every_command_is_named():
     from typer.main import get_command
 
     from ddim_cli.cli.app import app
 
-    names = list(get_command(app).commands)
+    names = get_command(app).list_commands(None)
     assert "sample" in names
     assert [name for name in names if f"ddim {name}" not in README] == []
 
@@ -97,14 +105,108 @@ def test_every_file_and_flag_that_is_named_exists():
         assert name in options, name
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch):
+def test_the_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    found = {}
-    exec(code, found)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.png", "1.png", "2.png", "3.png"]
-    assert len(found["pictures"]) == 4
-    assert found["pictures"][0].image.size == (16, 16)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    drawing, experiments = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {}
+    exec(drawing, names)
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["0.png", "1.png", "2.png", "3.png"]
+    assert len(names["pictures"]) == 4
+    assert names["pictures"][0].image.size == (16, 16)
+    exec(experiments.replace('"steps": 50', '"steps": 5'), names)
+    assert len(names["frames"].frames) == 5
+    assert len(names["found"].reconstructions) == 8
+    assert (names["swept"].made, names["swept"].left) == (16, 0)
+
+
+# What makes an example small, or gives it what it names; the first that fits is taken.
+SMALLER = {
+    "ddim bench --batch-sizes 1,64": "ddim bench --batch-sizes 1 --steps 2 --repeats 1",
+    "ddim bench --architecture cifar10 --batch-sizes 8": "ddim bench --architecture cifar10 --batch-sizes 1 --steps 1 "
+    "--repeats 1 --no-compile",
+    "ddim bench -m": "ddim bench --batch-sizes 1 --steps 2 --repeats 1 --psnr-images 1 -m",
+    "ddim sweep -c configs/table1.toml -o table1": "ddim sweep -c configs/table1.toml -o plan --dry-run",
+    "ddim sample -m path/to/model -c run.toml": "ddim sample -m path/to/model -c run.toml --steps 4",
+    "ddim compile -c run.toml": "ddim compile -m path/to/model -c run.toml",
+    "ddim compile --list": "ddim compile --list",
+    "ddim compile": "ddim compile -m path/to/model",
+    "ddim invert tests/data/digits --steps $steps --json | python": "ddim invert tests/data/digits --steps 10 --json",
+}
+# Inception's weights cannot be fetched everywhere; test_evaluate.py has its wiring.
+NOT_HERE = ("ddim evaluate samples.npz --reference pictures",)
+
+
+def shell_commands() -> list[str]:
+    """Every command of the README's shell examples that runs ddim, without its comment."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.strip().partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    # What runs under a batch system has tests of its own below.
+    return [line for line in lines if line.startswith("ddim ") and "$SLURM" not in line and line not in NOT_HERE]
+
+
+def make_ready(folder: Path, tiny_model: Path) -> None:
+    """What the examples name."""
+    import torch
+    from safetensors.torch import save_file
+
+    for name in ("configs", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copytree(tiny_model, folder / "path" / "to" / "model")
+    original = ROOT / "tests" / "data" / "ddim-original-tiny"
+    shutil.copy(original / "model-1000.ckpt", folder / "ckpt.pth")
+    shutil.copy(original / "config.yml", folder)
+    save_file({"latent": torch.randn(1, 32, 32)}, folder / "mine.safetensors")
+    for name, schedule in (("a", "linear"), ("b", "scaled_linear"), ("run", "linear")):
+        (folder / f"{name}.toml").write_text(f'[scheduler]\nbeta_schedule = "{schedule}"\n')
+    for name in ("photos", "more"):
+        (folder / name).mkdir()
+        kind = "png" if name == "photos" else "jpg"
+        from PIL import Image
+
+        Image.open(original.parent / "digits" / "3.png").save(folder / name / f"{name}.{kind}")
+
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    torch.jit.save(torch.jit.trace(Mean(), torch.zeros(1, 1, 32, 32)), folder / "network.pt")
+
+
+BEFORE = (
+    "sample -c configs/smoke.toml -o outputs/smoke",
+    "sample --seeds 0-5 --steps 2 --subdirs -o fid",
+    "sample --steps 2 -n 12 -o outputs/mnist-50steps-1a2b3c4d",
+    "sample --steps 2 -n 6 -o samples",
+    "sample --steps 3 -n 6 -o pictures",
+    "sweep --axis steps=2,3 -n 6 -o table1",
+    "sweep --axis steps=2,3 -n 6 -o outputs/mnist-sweep-1a2b3c4d",
+)
+
+
+@pytest.mark.slow
+def test_every_shell_example_runs(ddim, tiny_model, tmp_path):
+    """In the README's order, in one folder; the long ones smaller."""
+    make_ready(tmp_path, tiny_model)
+    for command in BEFORE:
+        assert ddim(*command.split()).exit_code == 0, command
+    shutil.copytree(tmp_path / "outputs" / "smoke", tmp_path / "golden")
+    shutil.copy(tmp_path / "golden" / "000000.png", tmp_path / "picture.png")
+    commands = shell_commands()
+    assert len(commands) > 35
+    for command in commands:
+        if command.startswith("ddim config init"):
+            (tmp_path / "run.toml").unlink()
+        smaller = next((new + command[len(old) :] for old, new in SMALLER.items() if command.startswith(old)), command)
+        if "invert tests/data/digits" in command:
+            smaller = SMALLER["ddim invert tests/data/digits --steps $steps --json | python"]
+        words = [
+            str(path.relative_to(tmp_path)) if "*" in word else word
+            for word in shlex.split(smaller)[1:]
+            for path in (sorted(tmp_path.glob(word)) if "*" in word else [tmp_path])
+        ]
+        result = ddim(*words)
+        assert result.exit_code == 0, f"{smaller}: {result.stderr}"
 
 
 def example(first_line: str) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,43 +15,78 @@ import typer
 from typer.core import TyperGroup
 
 from ddim_cli import __version__
-from ddim_cli.cli.bench import bench
-from ddim_cli.cli.compare import compare
-from ddim_cli.cli.compile import compile_network
-from ddim_cli.cli.config import app as config_app
 from ddim_cli.cli.console import end_at_once, log_refusal, print_json, report, speaks
-from ddim_cli.cli.convert import convert
-from ddim_cli.cli.env import env
-from ddim_cli.cli.evaluate import evaluate
-from ddim_cli.cli.inspect import inspect
-from ddim_cli.cli.interpolate import interpolate
-from ddim_cli.cli.invert import invert
-from ddim_cli.cli.replay import replay
-from ddim_cli.cli.report import report_page
-from ddim_cli.cli.sample import sample
-from ddim_cli.cli.schedule import schedule
 from ddim_cli.cli.signals import asks_for_json, interruptible, options_of
 from ddim_cli.cli.streams import never_fail_to_encode
-from ddim_cli.cli.sweep import sweep
-from ddim_cli.cli.trajectory import trajectory
-from ddim_cli.cli.verify import verify
 
 HELP = """\
-Examples
+Sample images from diffusion models with DDIM (Song, Meng, Ermon, arXiv:2010.02502).
+
+Examples:
 
 \b
-ddim sample --steps 50 --eta 0.0               16 digits
-ddim sample -m path/to/model -n 64 -o out      64 images from your own model
-ddim sample -c run.toml --set sampling.eta=1   a config, one key changed
-ddim config init run.toml                      a config to start from
-ddim bench --against diffusers                 how fast it is here
-
-Sample images from diffusion models with DDIM (Song, Meng, Ermon, arXiv:2010.02502).
+ddim sample --steps 50 --eta 0.0               sample 16 digits
+ddim sample -m path/to/model -n 64 -o out      sample 64 images from your own model
+ddim sample -c run.toml --set sampling.eta=1   take a config and change one key
+ddim config init run.toml                      write a config to start from
+ddim bench --against diffusers                 measure how fast it is here
 """
 
 
+@dataclass(frozen=True)
+class CommandEntry:
+    """A command: its module in this package, what it is called there, and its line in ``ddim --help``."""
+
+    module: str
+    function: str
+    about: str
+
+    def load(self, name: str) -> Any:
+        """Import it, as click has it."""
+        command = getattr(importlib.import_module(f"ddim_cli.cli.{self.module}"), self.function)
+        if isinstance(command, typer.Typer):
+            return typer.main.get_group(command)
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        alone.command(name, short_help=self.about)(command)
+        return typer.main.get_command(alone)
+
+
+# In the order in which --help lists them. Only the one that runs is imported.
+COMMANDS = {
+    "sample": CommandEntry("sample", "sample", "Sample images: PNGs, sidecars, a contact sheet."),
+    "replay": CommandEntry("replay", "replay", "Make pictures again from what they say of themselves."),
+    "verify": CommandEntry("verify", "verify", "Check an output folder: nothing missing, nothing changed."),
+    "compare": CommandEntry("compare", "compare", "Compare a folder with golden pictures, for CI."),
+    "sweep": CommandEntry("sweep", "sweep", "Sample the same seeds under many settings."),
+    "interpolate": CommandEntry("interpolate", "interpolate", "Make pictures between the pictures of seeds."),
+    "invert": CommandEntry("invert", "invert", "Find the latents of pictures, and sample from them."),
+    "trajectory": CommandEntry("trajectory", "trajectory", "Show how pictures come about, step by step."),
+    "evaluate": CommandEntry("evaluate", "evaluate", "Score pictures against a reference: FID, KID and their like."),
+    "report": CommandEntry("report", "report_page", "Show the pictures of a folder or a sweep as a page."),
+    "schedule": CommandEntry("schedule", "schedule", "Print or plot the timestep grid and its coefficients."),
+    "inspect": CommandEntry("inspect", "inspect", "Say what a model is, or how a PNG was made."),
+    "convert": CommandEntry("convert", "convert", "Write any model as a diffusers directory."),
+    "bench": CommandEntry("bench", "bench", "Measure images per second, beside diffusers on the same model."),
+    "compile": CommandEntry("compile", "compile_network", "Build and keep the compiled network that sample will use."),
+    "config": CommandEntry("config", "app", "Show, check and start configs."),
+    "env": CommandEntry("env", "env", "Print versions, devices, and what a bug report needs."),
+}
+
+
+class _Loading(dict[str, Any]):
+    """Commands by name, each imported when it is looked up."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name in COMMANDS and name not in self:
+            self[name] = COMMANDS[name].load(name)
+        return super().get(name, default)
+
+    def keys(self) -> Any:
+        return COMMANDS.keys()
+
+
 # The exception of arguments that are refused, whether typer has click beside it or inside.
-_Refused = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_Refused: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 class _Root(TyperGroup):
@@ -64,6 +101,14 @@ class _Root(TyperGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rich_markup_mode = None
+        self.commands = _Loading()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.about) for name, command in COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
         self._arguments = list(sys.argv[1:] if args is None else args)
@@ -95,13 +140,13 @@ class _Root(TyperGroup):
 
 def named_log_file(arguments: Sequence[str]) -> str | None:
     """The value of the last ``--log-file``, of arguments that could not be read as a whole."""
-    found, options = None, options_of(arguments)
+    value, options = None, options_of(arguments)
     for option, following in zip(options, [*options[1:], None], strict=True):
         if option == "--log-file":
-            found = following
+            value = following
         elif option.startswith("--log-file="):
-            found = option.partition("=")[2]
-    return found
+            value = option.partition("=")[2]
+    return value
 
 
 def _takes_log_file(error: Any) -> bool:
@@ -134,25 +179,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-app.command(short_help="Sample images: PNGs, sidecars, a contact sheet.")(sample)
-app.command(short_help="Make pictures again from what they say of themselves.")(replay)
-app.command(short_help="Check an output folder: nothing missing, nothing changed.")(verify)
-app.command(short_help="Compare a folder with golden pictures, for CI.")(compare)
-app.command(short_help="The same seeds under many settings, as a table of folders and one sheet.")(sweep)
-app.command(short_help="Pictures between the pictures of two seeds, or of four, or along a path.")(interpolate)
-app.command(short_help="The latents of pictures, and what sampling makes of them.")(invert)
-app.command(short_help="How pictures come about: a strip of frames along the steps of a seed.")(trajectory)
-app.command(short_help="Score pictures against a reference: FID, KID and their like.")(evaluate)
-app.command("report", short_help="A page to look at: the pictures of a folder or a sweep.")(report_page)
-app.command(short_help="The timestep grid and its coefficients, as a table or a plot.")(schedule)
-app.command(short_help="What a model is: shape, weights, cost; or how a PNG was made.")(inspect)
-app.command(short_help="A checkpoint of the original code as a diffusers directory.")(convert)
-app.command(short_help="Images a second, beside diffusers on the same model.")(bench)
-app.command("compile", short_help="Build and keep the compiled network that sample will use.")(compile_network)
-app.add_typer(config_app, name="config")
-app.command(short_help="Versions, devices, and what a bug report needs.")(env)
 
 
 def _wait_patiently() -> None:

@@ -7,32 +7,31 @@ from typing import Annotated, Any
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, Quiet, Verbose, with_settings
+from ddim_cli.cli.options import SEEDS, Json, Layers, Quiet, Verbose, option, with_settings
+from ddim_cli.cli.panels import counted, show_table
+from ddim_cli.cli.progress import RunProgress, showing_progress
 
 
 @console.handles_errors
+# What the code is for: the model, and how many rows of it are computed at a time, on what.
 @with_settings(
-    "model",
-    "num_images",
-    "seed",
-    "seeds",
-    "batch_size",
-    "image_size",
-    "classes",
-    "guidance_scale",
-    "device",
-    "dtype",
+    only=("model", "image_size", *SEEDS, "batch_size", "classes", "guidance_scale", "device", "dtype"),
 )
 def compile_network(
     layers: Layers,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build it even if there is one.")] = False,
-    list_kept: Annotated[bool, typer.Option("--list", help="List what is kept, and build nothing.")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all that is kept, and build nothing.")] = False,
+    rebuild: Annotated[bool, option("Build it even if there is one.", None, "--rebuild")] = False,
+    list_kept: Annotated[bool, option("List what is kept, and build nothing.", None, "--list")] = False,
+    clear: Annotated[bool, option("Remove all that is kept, and build nothing.", None, "--clear")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """
+    Build the network as machine code and keep it, for ddim sample to find.
+
+    It is for one model, batch size, dtype, device and version; ddim sample uses what is kept unless it is told
+    --no-compile. Of the options that you will give to ddim sample, give those that are listed here.
+
     [bold]Examples[/bold]
 
     \b
@@ -40,11 +39,6 @@ def compile_network(
     ddim compile -c run.toml             what ddim sample -c run.toml will use
     ddim compile -m path/to/model -n 64 -b 32
     ddim compile --list
-
-    Build the network as machine code and keep it, for ddim sample to find.
-
-    It is for one model, batch size, dtype, device and version; ddim sample uses what is kept unless it is told
-    --no-compile. Give the options that you will give to ddim sample.
     """
     from ddim_cli.errors import UsageError
     from ddim_cli.sampling.resolve import resolve
@@ -55,29 +49,30 @@ def compile_network(
         (_clear if clear else _show_kept)(json)
         return
     run = resolve(layers)
-    with console.progress(quiet, verbose) as progress:
+    with showing_progress(quiet, RunProgress(verbose)) as progress:
         from ddim_cli.sampling import compiled
-        from ddim_cli.sampling.run import Reporter, make_job
+        from ddim_cli.sampling.job import make_job
 
         job = make_job(run)
         kept = not rebuild and compiled.find(job.target) is not None
         if not kept:
-            (progress or Reporter()).compiling(job)
+            if progress is not None:
+                progress.compiling(run.model.name, job.target.rows)
             compiled.build(job.target)
     facts = {"model": job.run.model.source, "built": not kept, **compiled.describe(job.target.folder)}
     if json:
         console.print_json(facts)
     elif not quiet:
-        console.show_table(_rows(facts), "there already" if kept else "built")
+        show_table(_rows(facts), "there already" if kept else "built")
 
 
 def _purpose(facts: dict[str, Any]) -> str:
-    """What it is for; what it takes is not known of one that is damaged."""
+    """Say what a compiled network is for, unless it is damaged."""
     if "shape" not in facts:
         return "damaged or unfinished"
     batch, *shape = facts["shape"]
     size = "x".join(map(str, shape))
-    return f"{console.counted(batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}"
+    return f"{counted(batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}"
 
 
 def _size(facts: dict[str, Any]) -> str:
@@ -101,10 +96,10 @@ def _show_kept(as_json: bool) -> None:
     if as_json:
         console.print_json({"kept": kept, "removed": []})
     elif not kept:
-        console.show_table({"kept": "nothing", "folder": compiled.folder()}, "compiled networks")
+        show_table({"kept": "nothing", "folder": compiled.folder()}, "compiled networks")
     else:
         for facts in kept:
-            console.show_table(_rows(facts), "kept")
+            show_table(_rows(facts), "kept")
 
 
 def _clear(as_json: bool) -> None:

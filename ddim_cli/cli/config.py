@@ -1,4 +1,4 @@
-"""``ddim config``: what settings hold and why, whether files are right, a file to start from."""
+"""``ddim config``: show the settings in effect, check files, write one to start from."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, Layers, Verbose, with_settings
+from ddim_cli.cli import console, panels
+from ddim_cli.cli.options import Json, Layers, Verbose, argument, option, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.config.layers import Layer
     from ddim_cli.sampling.resolve import Run
 
 HELP = """\
+Show, check and start configs.
+
 [bold]Examples[/bold]
 
 \b
 ddim config show -c run.toml --eta 0.5
 ddim config check configs/*.toml
 ddim config init run.toml
-
-Show, check and start configs.
 """
 
 app = typer.Typer(
@@ -35,18 +35,18 @@ app = typer.Typer(
 )
 
 
-@app.command(short_help="Print every setting that holds, and where it came from.")
+@app.command(short_help="Print every setting in effect, and where it came from.")
 @console.handles_errors
 @with_settings()
 def show(layers: Layers, verbose: Verbose = False, json: Json = False) -> None:
     """
+    Print every setting in effect as TOML, each with where it came from.
+
     [bold]Examples[/bold]
 
     \b
     ddim config show -c configs/few_steps.toml --eta 0.5
     ddim config show -m path/to/model > run.toml
-
-    Print every setting that holds, as TOML, each with where it came from.
     """
     from ddim_cli.config.write import render_resolved
     from ddim_cli.sampling.resolve import resolve
@@ -61,20 +61,20 @@ def show(layers: Layers, verbose: Verbose = False, json: Json = False) -> None:
         typer.echo(render_resolved(run.resolved), nl=False)
 
 
-@app.command(short_help="Say whether configs are right.")
+@app.command(short_help="Check configs.")
 @console.handles_errors
 def check(
-    files: Annotated[list[Path], typer.Argument(help="TOML files, each judged by itself.", metavar="FILE...")],
+    files: Annotated[list[Path], argument("TOML files to check, each on its own.", "FILE...")],
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """
+    Check configs. Print every problem with its file and line, and exit 2 if there is one.
+
     [bold]Examples[/bold]
 
     \b
     ddim config check configs/*.toml
-
-    Say whether configs are right; exit 2 and every problem, with file and line, if one is not.
     """
     from ddim_cli.config.layers import read_file
     from ddim_cli.errors import ConfigError
@@ -89,16 +89,16 @@ def check(
                 _check_coefficients(run)
         except ConfigError as error:
             # Problems of single keys name their file already; contradictions between keys do not.
-            found = [p if p.startswith(f"{file}:") else f"{file}: {p}" for p in error.problems]
-            problems += found
-            results.append({"file": str(file), "ok": False, "problems": found})
+            of_file = [p if p.startswith(f"{file}:") else f"{file}: {p}" for p in error.problems]
+            problems += of_file
+            results.append({"file": str(file), "ok": False, "problems": of_file})
         else:
             for warning in warnings:
                 console.warn(f"{file}: {warning}")
             cells = {} if layer.sweep is None else {"cells": len(runs)}
             results.append({"file": str(file), "ok": True, **cells, "warnings": warnings})
             if not json:
-                typer.echo(f"{file}: ok" + (f", a sweep of {console.counted(len(runs), 'cell')}" if cells else ""))
+                typer.echo(f"{file}: ok" + (f", a sweep of {panels.counted(len(runs), 'cell')}" if cells else ""))
     if json:
         console.print_json({"files": results})
     for problem in problems:
@@ -108,21 +108,20 @@ def check(
 
 
 def _runs(layer: Layer) -> tuple[list[Run], list[str]]:
-    """What a file asks for, a run or the cells of a sweep, and the warnings. Raises ConfigError."""
+    """The run of a file, or the cells of its sweep, and the warnings. Raises ConfigError."""
     from ddim_cli.sampling.resolve import resolve_loosely
 
     if layer.sweep is None:
         run = resolve_loosely([layer])
         return [run], list(run.warnings)
-    from ddim_cli.config.sweep import parse_sweep
-    from ddim_cli.experiments.cells import resolve_cells
+    from ddim_cli.experiments.cells import resolve_sweep
 
-    cells, warnings = resolve_cells([layer], parse_sweep([layer]), resolve_loosely)
-    return [own.run for own in cells], warnings
+    sweep = resolve_sweep([layer], resolve=resolve_loosely)
+    return [cell.run for cell in sweep.cells], sweep.warnings
 
 
 def _check_coefficients(run: Run) -> None:
-    """Raise ConfigError for what only the coefficients tell; torch is imported for settings that can fail so."""
+    """Raise ConfigError where coefficients cannot be computed; torch is imported only for settings that risk it."""
     scheduler, sampling = run.config.scheduler, run.config.sampling
     if sampling.eta > 1 or scheduler.rescale_betas_zero_snr or scheduler.trained_betas is not None:
         from ddim_cli.diffusion.coefficients import make_table
@@ -133,25 +132,22 @@ def _check_coefficients(run: Run) -> None:
 @app.command(short_help="Write a commented config to start from.")
 @console.handles_errors
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write; -: stdout.", metavar="FILE")],
+    file: Annotated[Path, argument("File to write, or - for stdout.", "FILE")],
     source: Annotated[
-        Path | None,
-        typer.Option(
-            "--from", help="A model's scheduler_config.json to translate.", metavar="JSON", show_default=False
-        ),
+        Path | None, option("Take the keys of a model's scheduler_config.json.", None, "--from", metavar="JSON")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if there is one.")] = False,
+    overwrite: Annotated[bool, option("Replace an existing file.", None, "--overwrite")] = False,
     verbose: Verbose = False,
 ) -> None:
     """
+    Write a commented config to start from.
+
     [bold]Examples[/bold]
 
     \b
     ddim config init run.toml
     ddim config init run.toml --from path/to/model/scheduler/scheduler_config.json
     ddim config init - | less
-
-    Write a commented config to start from.
     """
     from ddim_cli.config.layers import table_layer
     from ddim_cli.config.write import render_starter
@@ -178,16 +174,16 @@ def init(
 @console.handles_errors
 def schema(verbose: Verbose = False) -> None:
     """
+    Print the JSON Schema of a config, for editors that complete TOML keys.
+
     [bold]Examples[/bold]
 
     \b
     ddim config schema > ddim.schema.json
-
-    Print the JSON Schema of a config, for editors that complete TOML keys.
     """
     from ddim_cli.config.schema import Config
     from ddim_cli.config.sweep import JSON_SCHEMA
 
-    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
-    found["properties"]["sweep"] = JSON_SCHEMA
-    typer.echo(json_module.dumps(found, indent=2))
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    document["properties"]["sweep"] = JSON_SCHEMA
+    typer.echo(json_module.dumps(document, indent=2))

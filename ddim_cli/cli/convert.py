@@ -8,39 +8,32 @@ from typing import Annotated
 import typer
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import Assignments, ImageSize, Json, Verbose
+from ddim_cli.cli.options import Assignments, ImageSize, Json, Verbose, argument, describe, option
 
 
 @console.handles_errors
 def convert(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint or safetensors file; any MODEL is taken.", metavar="CHECKPOINT")
-    ],
-    directory: Annotated[Path, typer.Argument(help="The directory to write.", metavar="DIR")],
+    checkpoint: Annotated[str, argument("Checkpoint, safetensors file or any other MODEL.", "CHECKPOINT")],
+    directory: Annotated[Path, argument("Directory to write.", "DIR")],
     image_size: ImageSize = None,
     assignments: Assignments = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the directory if there is one.")] = False,
+    overwrite: Annotated[bool, option("Replace an existing directory.", None, "--overwrite")] = False,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """
+    Write a checkpoint of the original DDPM or DDIM code as a diffusers directory.
+
+    diffusers.DDIMPipeline.from_pretrained(DIR) loads it and makes the same pictures.
+
     [bold]Examples[/bold]
 
     \b
     ddim convert ckpt.pth cifar10
     ddim convert ckpt.pth cifar10-raw --set model.ema=false
     ddim convert model-790000.ckpt cifar10 --image-size 32
-
-    Write a checkpoint of the original DDPM or DDIM code as a diffusers directory.
-
-    diffusers.DDIMPipeline.from_pretrained(DIR) loads it, and it gives the same pictures.
     """
-    from ddim_cli.cli.options import build_layers
-    from ddim_cli.config.layers import merge
-    from ddim_cli.models.describe import describe_model
-
-    flags = {"model": checkpoint, "image_size": image_size}
-    described = describe_model(merge(build_layers([], assignments, flags)).config.model)
+    described = describe(checkpoint, image_size, assignments)
     for note in described.notes:
         console.warn(note)
     from ddim_cli.models.convert import convert

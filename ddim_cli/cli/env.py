@@ -1,4 +1,4 @@
-"""``ddim env``: what a bug report needs."""
+"""``ddim env``: print what a bug report needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 
 from ddim_cli import __version__
-from ddim_cli.cli import console
+from ddim_cli.cli import console, panels
 from ddim_cli.cli.options import Json, Verbose
 
 PACKAGES = ("torch", "diffusers", "safetensors", "pydantic", "typer", "rich", "pillow", "tomli", "numpy")
@@ -16,13 +16,13 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_C
 @console.handles_errors
 def env(verbose: Verbose = False, json: Json = False) -> None:
     """
+    Print versions, devices, and what a bug report needs.
+
     [bold]Examples[/bold]
 
     \b
     ddim env
     ddim env --json
-
-    Print versions, devices, and what a bug report needs.
     """
     from importlib import metadata
 
@@ -59,4 +59,4 @@ def env(verbose: Verbose = False, json: Json = False) -> None:
     if json:
         console.print_json(rows)
     else:
-        console.show_table(rows, "ddim env", "cyan")
+        panels.show_table(rows, "ddim env", "cyan")

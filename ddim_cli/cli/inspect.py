@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddim_cli.cli import console
-from ddim_cli.cli.options import ImageSize, Json, Verbose
+from ddim_cli.cli import console, panels
+from ddim_cli.cli.options import ImageSize, Json, Verbose, argument, describe, option
 from ddim_cli.outputs.figures import shortened
 
 if TYPE_CHECKING:
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 def inspect(
     model: Annotated[
         str | None,
-        typer.Argument(
-            help="A model as --model of sample takes it, or a PNG of ddim or its sidecar.",
-            metavar="MODEL|PICTURE",
-            show_default=False,
-        ),
+        argument("Model, as sample --model takes it; or a PNG made by ddim, or its sidecar.", "MODEL|PICTURE"),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the models that ship in the package.")] = False,
+    list_: Annotated[bool, option("List the bundled models.", None, "--list")] = False,
     image_size: ImageSize = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="A key of \\[model].", metavar="KEY=VALUE", show_default=False)
+        list[str] | None, option("Set a key of [model].", None, "--set", metavar="KEY=VALUE")
     ] = None,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """
+    Show a model's shape, weights, scheduler and cost, or how a picture was made.
+
+    Name a picture by its PNG, its sidecar, or a latent of ddim invert. Its model is not loaded.
+
     [bold]Examples[/bold]
 
     \b
@@ -44,15 +44,9 @@ def inspect(
     ddim inspect path/to/model-790000.ckpt --json
     ddim inspect --list
     ddim inspect outputs/smoke/000003.png
-
-    Tell what a model is: its shape, weights, scheduler, and what running it costs. Of a picture, how it was made.
-
-    A picture is a PNG, which has the text inside, or its sidecar, or a latent of ddim invert; its model is not loaded.
     """
-    from ddim_cli.cli.options import build_layers
-    from ddim_cli.config.layers import merge
     from ddim_cli.errors import UsageError
-    from ddim_cli.models.describe import bundled_names, describe_model
+    from ddim_cli.models.describe import bundled_names
 
     if list_:
         if json:
@@ -67,19 +61,18 @@ def inspect(
             raise UsageError(f"{model}: is a picture; --image-size and --set are for models")
         inspect_picture(Path(model), json)
         return
-    flags = {"model": model, "image_size": image_size}
-    described = describe_model(merge(build_layers([], assignments, flags)).config.model)
+    described = describe(model, image_size, assignments)
     from ddim_cli.models.inspect import facts
 
-    found = facts(described)
+    model_facts = facts(described)
     if json:
-        console.print_json(found)
+        console.print_json(model_facts)
     else:
-        console.show_table(rows(found), found["source"], "cyan")
+        panels.show_table(rows(model_facts), model_facts["source"], "cyan")
 
 
 def is_picture(source: str) -> bool:
-    """Whether the name is that of a PNG, a sidecar or a latent: no model has such a name, unless it is a directory."""
+    """Tell whether this names a PNG, a sidecar or a latent: no model has such a name, unless it is a directory."""
     path = Path(source)
     named = path.suffix.lower() in (".png", ".json") or path.name.endswith(".latent.safetensors")
     return named and not path.is_dir()
@@ -89,27 +82,28 @@ def inspect_picture(path: Path, json: bool) -> None:
     """Show how a picture was made. Raises UsageError."""
     from ddim_cli.outputs.provenance import trace
 
-    found = trace(path)
+    provenance = trace(path)
     if json:
         facts = {
-            "told_by": str(found.told_by),
-            "picture": str(found.picture) if found.picture is not None else None,
-            "pixels_unchanged": found.unchanged,
+            "told_by": str(provenance.told_by),
+            "picture": str(provenance.picture) if provenance.picture is not None else None,
+            "pixels_unchanged": provenance.unchanged,
         }
-        console.print_json({**facts, **found.record})
+        console.print_json({**facts, **provenance.record})
         return
-    console.show_table(picture_rows(found), str(path), "cyan")
-    if found.unchanged is False:
-        console.warn(f"{found.picture}: its pixels are not the ones that were recorded; it was changed since")
+    panels.show_table(picture_rows(provenance), str(path), "cyan")
+    if provenance.unchanged is False:
+        console.warn(f"{provenance.picture}: its pixels are not the ones that were recorded; it was changed since")
 
 
-def picture_rows(found: Provenance) -> dict[str, Any]:
-    """How a picture was made, as a person reads it; what the record lacks is left out."""
-    record = found.record
+def picture_rows(provenance: Provenance) -> dict[str, Any]:
+    """Say how a picture was made, as a person reads it, without what the record lacks."""
+    record = provenance.record
     image, sampling, runtime = record.get("image"), record["sampling"], record["runtime"]
     versions = runtime.get("versions")
     # A strip of a seed is more than the picture that replay would make.
     replayable = type(record.get("seed")) is int and "strip" not in record
+    states: Mapping[bool | None, str]
     states = {True: "as they were made", False: "changed since", None: "not looked at: the PNG cannot be read"}
     table = {
         "strip": _strip(record.get("strip")),
@@ -117,7 +111,7 @@ def picture_rows(found: Provenance) -> dict[str, Any]:
         "between": _between(sampling.get("between")),
         "inverted": _inverted(sampling.get("inverted")),
         "error": _error(record.get("inversion")),
-        "latent": _latent(record, found.unchanged),
+        "latent": _latent(record, provenance.unchanged),
         "class": sampling.get("class"),
         "model": _model(record["model"]),
         "weights": record["model"].get("sha256"),
@@ -132,16 +126,17 @@ def picture_rows(found: Provenance) -> dict[str, Any]:
         "made at": _made_at(record),
         "image": image and f"{image.get('width')} x {image.get('height')} {image.get('mode')}",
         "pixels": image
-        and f"{states[found.unchanged] if found.picture else 'the PNG is not there'}; "
+        and f"{states[provenance.unchanged] if provenance.picture else 'the PNG is not there'}; "
         f"sha256 {image.get('pixels_sha256')}",
-        "told by": f"{found.told_by}" + (" (the text inside)" if found.told_by == found.picture or not image else ""),
-        "again": f"ddim replay {quote(str(found.told_by))} -o again" if replayable else _from_latent(found),
+        "told by": f"{provenance.told_by}"
+        + (" (the text inside)" if provenance.told_by == provenance.picture or not image else ""),
+        "again": f"ddim replay {quote(str(provenance.told_by))} -o again" if replayable else _from_latent(provenance),
     }
     return {name: value for name, value in table.items() if value is not None}
 
 
 def _strip(strip: Any) -> str | None:
-    """What the frames of a strip show, in words."""
+    """Say in words what the frames of a strip show."""
     if not isinstance(strip, dict):
         return None
     if "show" in strip:
@@ -167,7 +162,7 @@ def _between(between: Any) -> str | None:
 
 
 def _inverted(inverted: Any) -> str | None:
-    """Of which picture, and what was done to it first."""
+    """Name the picture that was inverted, and what was done to it first."""
     if not isinstance(inverted, dict):
         return None
     conversion = inverted.get("conversion")
@@ -180,24 +175,24 @@ def _error(inversion: Any) -> str | None:
 
 
 def _latent(record: Mapping[str, Any], unchanged: bool | None) -> str | None:
-    """The latent that a picture began at, or that beside a reconstruction; of a latent itself, its shape and state."""
+    """Name the latent a picture started from, or that beside it; of a latent itself, say its shape and state."""
     own, inversion = record.get("latent"), record.get("inversion")
     latent = record["sampling"].get("latent") or (inversion.get("latent") if isinstance(inversion, dict) else own)
     if not isinstance(latent, dict):
         return None
-    state = {True: ", as it was made", False: ", changed since"}.get(unchanged, "") if latent is own else ""
+    state = {True: ", as it was made", False: ", changed since", None: ""}[unchanged] if latent is own else ""
     named = latent.get("file") or " x ".join(map(str, latent.get("shape", [])))
     row = f", number {latent['index']} in it" if "index" in latent else ""
     return f"{named}{row}{state}; sha256 {latent.get('sha256')}"
 
 
-def _from_latent(found: Provenance) -> str | None:
-    """The command that makes a picture from the latent that lies beside it, or from this latent."""
-    inversion = found.record.get("inversion")
+def _from_latent(provenance: Provenance) -> str | None:
+    """Return the command that samples from the latent beside a picture, or from this latent."""
+    inversion = provenance.record.get("inversion")
     if isinstance(inversion, dict) and isinstance(inversion.get("latent"), dict):
-        path = found.told_by.parent / str(inversion["latent"].get("file"))
-    elif "latent" in found.record:
-        path = found.told_by
+        path = provenance.told_by.parent / str(inversion["latent"].get("file"))
+    elif "latent" in provenance.record:
+        path = provenance.told_by
     else:
         return None
     return f"ddim sample --latents {quote(str(path))} -o again"
@@ -215,9 +210,8 @@ def _model(model: Mapping[str, Any]) -> str:
 def _steps(sampling: Mapping[str, Any]) -> str:
     asked, timesteps = sampling.get("steps"), sampling.get("timesteps")
     timesteps = timesteps if isinstance(timesteps, list) else []
-    shown = timesteps if len(timesteps) <= 12 else [*timesteps[:6], "...", *timesteps[-5:]]
-    count = f"{len(timesteps)}" + (f" ({asked} asked)" if asked != len(timesteps) else "")
-    return f"{count}: {' '.join(map(str, shown))}"
+    text = panels.timesteps_text(timesteps)
+    return text if asked == len(timesteps) else text.replace(":", f" ({asked} asked):", 1)
 
 
 def _guidance(sampling: Mapping[str, Any]) -> str | None:
@@ -244,23 +238,23 @@ def _made_at(record: Mapping[str, Any]) -> str | None:
     return f"{record['created']}" + (f", in {seconds:.3g} s" if isinstance(seconds, (int, float)) else "")
 
 
-def rows(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts as a person reads them."""
-    weights, memory = found["weights"], found["memory"]
+def rows(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what `models.inspect.facts` knows of a model, as a person reads it."""
+    weights, memory = facts["weights"], facts["memory"]
     table = {
-        "kind": found["kind"] + (f", revision {found['revision']}" if found["revision"] else ""),
-        "network": f"{found['class']}, {found['parameters']:,} parameters",
-        "image": f"{found['channels']} x {found['height']} x {found['width']}",
-        "classes": f"0-{found['classes'] - 1}" if found["classes"] else None,
-        "blocks": "\n".join(f"{'└' if line is found['blocks'][-1] else '├'} {line}" for line in found["blocks"]),
+        "kind": facts["kind"] + (f", revision {facts['revision']}" if facts["revision"] else ""),
+        "network": f"{facts['class']}, {facts['parameters']:,} parameters",
+        "image": f"{facts['channels']} x {facts['height']} x {facts['width']}",
+        "classes": f"0-{facts['classes'] - 1}" if facts["classes"] else None,
+        "blocks": "\n".join(f"{'└' if line is facts['blocks'][-1] else '├'} {line}" for line in facts["blocks"]),
         "weights": f"{weights['bytes']:,} bytes, " + ", ".join(f"{n:,} in {d}" for d, n in weights["dtypes"].items()),
         "files": "\n".join(weights["files"]),
         "sha256": weights["sha256"],
-        "scheduler": "\n".join(f"{k} = {shortened(str(v), 60)}" for k, v in (found["scheduler"] or {}).items())
+        "scheduler": "\n".join(f"{k} = {shortened(str(v), 60)}" for k, v in (facts["scheduler"] or {}).items())
         or "none of its own",
-        "cost": f"{found['flops_per_image_and_step'] / 1e9:.3g} GFLOP an image and step",
+        "cost": f"{facts['flops_per_image_and_step'] / 1e9:.3g} GFLOP an image and step",
         "memory": f"about {memory['float32_bytes'] / 2**20:,.0f} MiB in float32, "
         f"{memory['bfloat16_bytes'] / 2**20:,.0f} in bfloat16, for a batch of {memory['batch']}",
-        "notes": "\n".join(found["notes"]) or None,
+        "notes": "\n".join(facts["notes"]) or None,
     }
     return {name: value for name, value in table.items() if value is not None}

@@ -2,126 +2,77 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import (
-    PICTURE,
-    Gif,
-    Json,
-    Layers,
-    LogFile,
-    Overwrite,
-    Quiet,
-    Verbose,
-    plan_layer,
-    with_settings,
-)
+from ddim_cli.cli.jobs import counts_as_json, run_job, show_done
+from ddim_cli.cli.options import OF_A_FOLDER, SEEDS, Gif, Layers, RunOptions, option, with_settings
 
 if TYPE_CHECKING:
-    from ddim_cli.experiments.between import Between
-    from ddim_cli.experiments.interpolate import Interpolated
+    from ddim_cli.sampling.job import Job
+    from ddim_cli.sampling.plan import Shard
+    from ddim_cli.sampling.product import Product
+PANEL = "Interpolation"
 
 
 @console.handles_errors
-@with_settings(*PICTURE)
+@with_settings(without=(*SEEDS, *OF_A_FOLDER), runs=True)
 def interpolate(
     layers: Layers,
+    options: RunOptions,
     between: Annotated[
-        str,
-        typer.Option(
-            help="Two seeds, 3,8; a path, 3,8,5 or 0-4; with --square four corners.",
-            metavar="SEEDS",
-            show_default=False,
-            rich_help_panel="Interpolation",
-        ),
+        str, option("Two seeds, 3,8; a path, 3,8,5 or 0-4; with --square four corners.", PANEL, metavar="SEEDS")
     ],
     frames: Annotated[
         int | None,
-        typer.Option(
-            help="Frames from one seed to the next, both included [11; along a square's side 8].",
-            metavar="N",
-            show_default=False,
-            rich_help_panel="Interpolation",
-        ),
+        option("Frames from one seed to the next, both included [11; along a square's side 8].", PANEL, metavar="N"),
     ] = None,
     square: Annotated[
         bool,
-        typer.Option(
-            "--square",
-            help="A square of N x N frames: top left, top right, bottom left, bottom right.",
-            rich_help_panel="Interpolation",
-        ),
+        option("Make a square of N x N frames: top left, top right, bottom left, bottom right.", PANEL, "--square"),
     ] = False,
     gif: Gif = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    log_file: LogFile = None,
-    json: Json = False,
 ) -> None:
     """
-    [bold]Examples[/bold]
-
-    \b
-    ddim interpolate --between 3,8
-    ddim interpolate --between 3,8,5,3 --frames 20 --gif
-    ddim interpolate --between 1,2,3,4 --square -o square
-
     Make pictures between the pictures of seeds, by spherical interpolation between their initial noises.
 
     Each frame is a PNG with a sidecar; strip.png shows all of them. At the seeds the frames are the pictures that
     ddim sample makes. It needs eta 0.
 
     The same command goes on where it was stopped, and does nothing where all is done.
+
+    [bold]Examples[/bold]
+
+    \b
+    ddim interpolate --between 3,8
+    ddim interpolate --between 3,8,5,3 --frames 20 --gif
+    ddim interpolate --between 1,2,3,4 --square -o square
     """
-    from ddim_cli.experiments.between import WHY_ETA_0, Between, class_of
-    from ddim_cli.experiments.rules import check_deterministic
-    from ddim_cli.sampling.resolve import resolve
+    from ddim_cli.experiments.between import Between, resolve_interpolation
 
     plan = Between.parse(between, frames, square)
-    run = resolve([*layers, plan_layer(len(plan), "--frames")])
-    check_deterministic(run, WHY_ETA_0)
-    class_of(run, plan.seeds)
-    for warning in run.warnings:
-        console.warn(warning)
-    with console.progress(quiet, verbose) as progress:
-        from ddim_cli.experiments.interpolate import execute
-        from ddim_cli.sampling.run import make_job
+    run = resolve_interpolation(layers, plan)
 
-        found = execute(make_job(run, ending=plan.ending()), plan, gif, progress, overwrite)
-    if json:
-        console.print_json(as_json(found, plan))
-    elif not quiet:
-        show_interpolated(found)
+    def prepare(shard: Shard, speaks: bool) -> tuple[Job, Product]:
+        from ddim_cli.experiments import interpolate as experiment
 
+        return experiment.prepare(run, plan, gif, shard)
 
-def as_json(found: Interpolated, plan: Between) -> dict[str, Any]:
-    return {
-        **plan.facts(),
-        "made": found.made,
-        "present": found.present,
-        "seconds": round(found.seconds, 3),
-        "folder": str(found.folder),
-        "strip": str(found.strip),
-        "animation": str(found.animation) if found.animation is not None else None,
-        "files": [str(path) for path in found.frames],
-    }
-
-
-def show_interpolated(found: Interpolated) -> None:
-    """The closing panel."""
-    if found.made:
-        frames = console.counted(found.made, "frame")
-        frames += f" made, {found.present:,} there already" if found.present else ""
-        rows: dict[str, Any] = {"frames": frames, "time": f"{found.seconds:.1f} s"}
-    else:
-        rows = {"frames": f"nothing to do: all {found.present:,} are there already"}
-    rows |= {"folder": found.folder, "strip": found.strip}
-    if found.animation is not None:
-        rows["animation"] = found.animation
-    for name, value in rows.items():
-        console.log(f"{name}: {value}")
-    console.show_table(rows, "done")
+    outcome = run_job(run, prepare, options, f"frames between {between}")
+    if outcome is None:
+        return
+    job, _, summary = outcome
+    strip = summary.sheet
+    animation = strip.with_suffix(".gif") if strip is not None and gif else None
+    if options.json:
+        console.print_json(
+            {
+                **plan.facts(),
+                **counts_as_json(summary),
+                "strip": str(strip) if strip is not None else None,
+                "animation": str(animation) if animation is not None else None,
+                "files": [str(job.folder.picture(item.name)) for item in job.items],
+            }
+        )
+    elif not options.quiet:
+        show_done(summary, "frame", folder=summary.folder, strip=strip, animation=animation)

@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddim_cli.cli import console
-from ddim_cli.cli.options import FLAGS, Assignments, Json, LogFile, Quiet, Verbose
+from ddim_cli.cli import console, panels
+from ddim_cli.cli.options import Assignments, Json, LogFile, Quiet, Verbose, argument, option, setting
+from ddim_cli.cli.progress import RunProgress, showing_progress
 
 if TYPE_CHECKING:
-    from ddim_cli.config.layers import Layer
     from ddim_cli.evaluation.replayed import Agreement
-    from ddim_cli.sampling.replay import Group, Original
-
-# As of sample; what is not given is as the picture was made.
-Device, DType, Compile = (
-    replace(flag, help=f"{flag.help.partition(' [')[0]} [as it was].").annotation()
-    for flag in (FLAGS["device"], FLAGS["dtype"], FLAGS["compile"])
-)
+    from ddim_cli.experiments.replay import Again
 
 
 @console.handles_errors
 def replay(
-    files: Annotated[list[Path], typer.Argument(help="Sidecars, or PNGs of ddim.", metavar="FILE...")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep what is made here.", metavar="DIR", show_default=False)
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare what is made with the originals.")] = False,
+    files: Annotated[list[Path], argument("Sidecars, or PNGs of ddim.", "FILE...")],
+    out: Annotated[Path | None, option("Keep what is made here.", None, "--out", "-o", metavar="DIR")] = None,
+    check: Annotated[bool, option("Compare what is made with the originals.", None, "--check")] = False,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Where the model is now, if it has moved; its weights must be the same.",
-            metavar="SOURCE",
-            show_default=False,
-        ),
+        str | None, setting("model", "Where the model is now, if it was moved; its weights must be the same.")
     ] = None,
-    device: Device = None,
-    dtype: DType = None,
-    compile_: Compile = None,
+    # As of sample; what is not given is as the picture was made.
+    device: Annotated[
+        str | None, setting("device", "Device to run on: auto, cpu, cuda, cuda:N or mps [as it was].")
+    ] = None,
+    dtype: Annotated[
+        str | None, setting("dtype", "Precision of the network: auto, float32, bfloat16, float16 [as it was].")
+    ] = None,
+    compile_: Annotated[
+        bool | None, setting("compile", "Run the network as compiled code that is kept [as it was].")
+    ] = None,
+    latents: Annotated[
+        list[Path] | None,
+        option("Look here for latents that do not lie beside their pictures: files, or folders.", metavar="PATH"),
+    ] = None,
     assignments: Assignments = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -53,18 +46,22 @@ def replay(
     json: Json = False,
 ) -> None:
     """
+    Make pictures again from their sidecars, or from the text inside a PNG; each in batches of the size it was made in.
+
+    Pictures of ddim sample, frames of ddim interpolate, strips of ddim trajectory and reconstructions of ddim invert
+    are made again one by one. What started from a latent needs it, beside the picture or where --latents says.
+
+    With --check, exit 3 if one differs. Hashes must be equal where device, dtype, batch size, threads, compile setting
+    and versions are what they were. Elsewhere, float32 must be within 1/255, and a lower precision reach a median PSNR
+    of 40 dB.
+
     [bold]Examples[/bold]
 
     \b
     ddim replay outputs/smoke/000003.json -o again
     ddim replay outputs/smoke/0*.json --check
+    ddim replay frames/frame_003.json --check
     ddim replay picture.png --check -m path/to/the/model
-
-    Make pictures again from their sidecars, or from the text inside a PNG; each in batches of the size it was made in.
-
-    With --check, exit 3 if one differs. Hashes must be equal where device, dtype, batch size, threads, compile setting
-    and versions are what they were. Elsewhere, float32 must be within 1/255, and a lower precision reach a median PSNR
-    of 40 dB.
     """
     from ddim_cli.cli.options import build_layers
     from ddim_cli.errors import DifferenceError, UsageError
@@ -74,122 +71,66 @@ def replay(
         raise UsageError("say where to keep what is made with -o DIR, or compare it with --check")
     flags = {"model": model, "device": device, "dtype": dtype, "compile": compile_}
     overrides = build_layers([], assignments, flags)
-    originals = [original for file in files if (original := read_original(file)) is not None]
+    originals = [original for file in files if (original := read_original(file, latents or ())) is not None]
     if not originals:
         raise UsageError("none of these files is a picture's: name sidecars such as 000000.json, or their PNGs")
     groups = group_originals(originals)
-    if out is not None:
-        check_out(out, groups)
-    agreements = make_again(groups, overrides, out, check, quiet, verbose)
+    made: list[Again] = []
+    agreements: list[Agreement] = []
+    with showing_progress(quiet, RunProgress(verbose)) as progress:
+        from ddim_cli.evaluation.replayed import check_group
+        from ddim_cli.experiments import replay as experiment
+
+        # A picture that is there already would tell nothing of how it is made now: a check makes it anew.
+        for group in experiment.replay(groups, overrides, out, check, progress):
+            made += group
+            if check:
+                agreements += check_group([(again.original, again.picture) for again in group])
     bad = [a for a in agreements if a.problem is not None]
     if json:
-        console.print_json(as_json(originals, agreements, out, check))
+        console.print_json(as_json(made, agreements, out, check))
     elif check:
         show(agreements, out, quiet)
     elif not quiet:
-        made = sum(len(group.seeds) for group in groups)
-        console.show_table({"images": f"{console.counted(made, 'image')} made again", "folder": out}, "done")
+        images = panels.counted(len({again.picture for again in made}), "image")
+        panels.show_table({"images": f"{images} made again", "folder": out}, "done")
     if bad:
         raise typer.Exit(DifferenceError.exit_code)
 
 
-def check_out(out: Path, groups: Sequence[Group]) -> None:
-    """UsageError where the originals lie in ``out``, or have settings that no one folder can hold."""
-    from ddim_cli.errors import UsageError
-    from ddim_cli.outputs.sidecar import first_difference, identity
-
-    for group in groups:
-        for original in group.originals:
-            if out.resolve() in original.file.resolve().parents:
-                raise UsageError(f"-o {out}: the original {original.file} is in there; choose another folder")
-        difference = first_difference(identity(groups[0].first.record), identity(group.first.record))
-        if difference is not None:
-            raise UsageError(
-                f"{group.first.file} was made with another {difference[0]} than {groups[0].first.file}, and a folder "
-                "holds pictures of one kind; make them again one kind at a time, or --check them without -o"
-            )
-
-
-def make_again(
-    groups: Sequence[Group], overrides: Sequence[Layer], out: Path | None, check: bool, quiet: bool, verbose: bool
-) -> list[Agreement]:
-    """Make the pictures of all groups, into ``out`` or for the time of the comparison, and compare if asked to."""
-    agreements = []
-    with console.progress(quiet, verbose) as progress, folders_for(groups, out) as folders:
-        from ddim_cli.evaluation.replayed import check_group
-        from ddim_cli.sampling.replay import check_same_pictures, resolve_group
-        from ddim_cli.sampling.run import execute, make_job
-
-        for group, folder in zip(groups, folders, strict=True):
-            run = resolve_group(group, overrides, folder, grid=out is not None)
-            with threads_of(group):
-                job = make_job(run, pads=True)
-                check_same_pictures(group, job.record)
-                # A picture that is there already would tell nothing of how it is made now.
-                execute(job, progress, anew=check)
-            if check:
-                agreements += check_group(group, job.folder)
-    return agreements
-
-
-@contextlib.contextmanager
-def folders_for(groups: Sequence[Group], out: Path | None) -> Iterator[list[Path]]:
-    """A folder a group: ``out`` for all, else temporary ones."""
-    if out is not None:
-        yield [out] * len(groups)
-        return
-    with tempfile.TemporaryDirectory(prefix="ddim-replay-") as temporary:
-        yield [Path(temporary) / str(i) for i in range(len(groups))]
-
-
-@contextlib.contextmanager
-def threads_of(group: Group) -> Iterator[None]:
-    """As many threads as the originals were made with, if this machine has so many cores."""
-    import os
-
-    import torch
-
-    before = torch.get_num_threads()
-    if group.threads <= (os.cpu_count() or 1):
-        torch.set_num_threads(group.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def as_json(
-    originals: Sequence[Original], agreements: Sequence[Agreement], out: Path | None, check: bool
-) -> dict[str, Any]:
+def as_json(made: Sequence[Again], agreements: Sequence[Agreement], out: Path | None, check: bool) -> dict[str, Any]:
     from ddim_cli.evaluation.compare import finite
-    from ddim_cli.outputs.folder import OutputFolder
 
-    def made(original: Original) -> dict[str, Any]:
-        place = str(OutputFolder(out).picture(original.seed)) if out is not None else None
-        return {"file": str(original.file), "seed": original.seed, "made": place}
-
-    found: dict[str, Any] = {"images": len(originals), "folder": str(out) if out is not None else None}
+    pictures = [
+        {
+            "file": str(again.original.file),
+            "seed": again.original.record["seed"],
+            "made": str(again.picture) if out is not None else None,
+        }
+        for again in made
+    ]
+    result: dict[str, Any] = {"images": len(made), "folder": str(out) if out is not None else None}
     if not check:
-        return {**found, "pictures": [made(original) for original in originals]}
+        return {**result, "pictures": pictures}
     return {
-        **found,
+        **result,
         "ok": all(a.problem is None for a in agreements),
         "pictures": [
             {
-                **made(a.original),
+                **picture,
                 "equal_hash": a.equal,
                 "equal_hash_promised": a.other is None,
                 "max_diff": a.max_diff,
                 "psnr_db": finite(a.psnr),
                 "problem": a.problem,
             }
-            for a in agreements
+            for picture, a in zip(pictures, agreements, strict=True)
         ],
     }
 
 
 def show(agreements: Sequence[Agreement], out: Path | None, quiet: bool = False) -> None:
-    """What was found, on stdout: the problems one by one, then, unless ``quiet``, how many are equal or close."""
+    """Print the problems one by one, then, unless ``quiet``, how many are equal or close."""
     from ddim_cli.evaluation.replayed import worst
 
     bad = [a for a in agreements if a.problem is not None]
@@ -202,12 +143,10 @@ def show(agreements: Sequence[Agreement], out: Path | None, quiet: bool = False)
     counts = [f"{equal:,} with equal hashes"] if equal else []
     if close:
         lowest = worst(close)
-        counts.append(
-            f"{len(close):,} within the tolerance ({close[0].other}; the worst {lowest.psnr:.1f} dB, "
-            f"{lowest.original.file})"
-        )
+        text = f"; the worst {lowest.psnr:.1f} dB, {lowest.original.file}" if lowest is not None else ""
+        counts.append(f"{len(close):,} within the tolerance ({close[0].other}{text})")
     if bad:
-        counts.append(console.counted(len(bad), "difference"))
-    typer.echo(f"{console.counted(len(agreements), 'picture')} made again: {', '.join(counts)}")
+        counts.append(panels.counted(len(bad), "difference"))
+    typer.echo(f"{panels.counted(len(agreements), 'picture')} made again: {', '.join(counts)}")
     if out is not None:
         typer.echo(f"folder: {out}")

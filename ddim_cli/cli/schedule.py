@@ -1,14 +1,12 @@
-"""``ddim schedule``: the timestep grid and its coefficients, as a table or a plot."""
+"""``ddim schedule``: the timesteps and their coefficients, as a table or a plot."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from ddim_cli.cli import console
-from ddim_cli.cli.options import Json, OverwriteFile, Verbose, with_schedules
+from ddim_cli.cli import console, panels
+from ddim_cli.cli.options import Json, OverwriteFile, Verbose, option, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.config.layers import Layer
@@ -19,49 +17,42 @@ COLUMNS = ("step", "t", "prev t", "alpha_bar", "prev alpha_bar", "sigma", "SNR (
 
 
 @console.handles_errors
-@with_schedules("model", "steps", "eta", "beta_schedule", "spacing", "prediction_type")
+@with_settings(only=("model", "steps", "eta", "beta_schedule", "spacing", "prediction_type"), each_file=True)
 def schedule(
     schedules: dict[str, list],
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw alpha_bar and SNR over t here.", metavar="FILE.png", show_default=False)
-    ] = None,
+    plot: Annotated[Path | None, option("Plot alpha_bar and SNR over t to this file.", metavar="FILE.png")] = None,
     overwrite: OverwriteFile = False,
     verbose: Verbose = False,
     json: Json = False,
 ) -> None:
     """
+    Print the timesteps and the coefficients of each step.
+
+    Each -c FILE is a separate schedule here, so that several can be printed or plotted together.
+
     [bold]Examples[/bold]
 
     \b
     ddim schedule --steps 10 --spacing trailing
     ddim schedule -c a.toml -c b.toml --plot schedules.png
     ddim schedule --steps 20 --eta 1 --json
-
-    Print the grid of timesteps and the coefficients of each step.
-
-    Each -c FILE is a schedule of its own here, so that schedules can be laid over one another.
     """
-    to = _name_plot(plot, overwrite) if plot is not None else None
+    from ddim_cli.outputs.named import name_file
+    from ddim_cli.outputs.schedule_plot import PLOT
+
+    to = name_file(plot, PLOT, "--plot", overwrite) if plot is not None else None
     shown = {name: _tabulate(name, layers) for name, layers in schedules.items()}
     if to is not None:
         _draw(to, shown)
     if json:
-        console.print_json({"schedules": [{"name": name, **found[0]} for name, found in shown.items()]})
+        console.print_json({"schedules": [{"name": name, **table} for name, (table, _) in shown.items()]})
     elif to is None:
-        for name, (found, _) in shown.items():
-            _show(name, found)
-
-
-def _name_plot(path: Path, overwrite: bool) -> NamedFile:
-    """Raises UsageError for a file that is not to be written."""
-    from ddim_cli.outputs.named import name_file
-    from ddim_cli.outputs.schedule_plot import PLOT
-
-    return name_file(path, PLOT, "--plot", overwrite)
+        for name, (table, _) in shown.items():
+            _show(name, table)
 
 
 def _tabulate(name: str, layers: list[Layer]) -> tuple[dict[str, Any], Run]:
-    """The rows of a schedule, and the run they are of."""
+    """Return the rows of a schedule, and the run they are of."""
     from ddim_cli.diffusion.coefficients import make_table
     from ddim_cli.diffusion.levels import snr_db
     from ddim_cli.sampling.resolve import resolve_loosely
@@ -90,14 +81,14 @@ def _tabulate(name: str, layers: list[Layer]) -> tuple[dict[str, Any], Run]:
     return {"asked": steps, "steps": len(rows), "rows": rows}, run
 
 
-def _show(name: str, found: dict[str, Any]) -> None:
+def _show(name: str, schedule: dict[str, Any]) -> None:
     from rich.table import Table
 
-    asked = f", {found['asked']} asked for" if found["asked"] != found["steps"] else ""
-    table = Table(title=f"{name}: {console.counted(found['steps'], 'step')}{asked}", title_justify="left")
+    asked = f", {schedule['asked']} asked for" if schedule["asked"] != schedule["steps"] else ""
+    table = Table(title=f"{name}: {panels.counted(schedule['steps'], 'step')}{asked}", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    for row in found["rows"]:
+    for row in schedule["rows"]:
         previous = row["previous_timestep"]
         table.add_row(
             str(row["step"]),

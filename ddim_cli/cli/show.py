@@ -1,4 +1,4 @@
-"""``--show``: a contact sheet in the terminal."""
+"""``--show``: show a contact sheet in the terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.segment import Segments
 
-# Of a sheet of half blocks, two pixels a character: so few pictures that each can be recognised.
+# A character shows two pixels: more or smaller pictures than these could not be recognised.
 MOST_IN_BLOCKS, FEWEST_ACROSS, SMALLEST, LARGEST = 16, 4, 16, 48
 
 
 def check_show(as_json: bool) -> None:
-    """UsageError if nothing could be shown in the end: better now than after minutes."""
+    """Raise UsageError if nothing could be shown in the end, before minutes of sampling."""
     if as_json:
         raise UsageError("--show and --json both want stdout; give one")
     if find_spec("textual_image") is None:
@@ -28,14 +28,14 @@ def check_show(as_json: bool) -> None:
 
 
 def show_pictures(paths: Sequence[Path]) -> None:
-    """The first pictures as one sheet on stdout: in pixels where the terminal takes them, else in half blocks.
+    """Print the first pictures as one sheet: in pixels where the terminal takes them, else in half blocks.
 
     Raises:
         RunError: for a picture that cannot be read.
     """
     screen = console.stdout()
     if not screen.is_terminal:
-        console.warn("--show: stdout is no terminal, so nothing is shown")
+        console.warn("--show: stdout is not a terminal, so nothing is shown")
         return
     from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
     from ddim_cli.outputs.picture import read_own
@@ -46,7 +46,7 @@ def show_pictures(paths: Sequence[Path]) -> None:
         try:
             screen.print(in_pixels(contact_sheet(shown), width="auto", height="auto"))
         except Exception:
-            # It takes pixels, but what it says of its size does not fit that.
+            # Some terminals take pixels, and report a size that does not fit them.
             in_pixels, shown = None, shown[:MOST_IN_BLOCKS]
     if not in_pixels:
         screen.print(half_blocks(block_sheet(shown, screen.width)), end="")
@@ -55,8 +55,8 @@ def show_pictures(paths: Sequence[Path]) -> None:
 
 
 def pixel_image() -> type | None:
-    """textual-image's class of pictures in pixels for this terminal; None where it takes none, or does not answer."""
-    # Of a terminal that does not tell its size it logs a traceback, and assumes one.
+    """The class of textual-image that shows pixels in this terminal; None where it takes none, or does not answer."""
+    # It logs a traceback where a terminal does not tell its size, and goes on with one that it assumes.
     logging.getLogger("textual_image").setLevel(logging.ERROR)
     try:
         # The terminal is asked while this is imported; where it cannot be, the errors are of many kinds.
@@ -67,16 +67,19 @@ def pixel_image() -> type | None:
 
 
 def half_blocks(sheet: Image.Image) -> Segments:
-    """An RGB picture of an even number of rows, two pixels a character: of the upper half its colour, then its ground.
+    """An RGB picture of an even number of rows, two pixels a character: its colour above, its background below.
 
-    Not textual-image's, which asks for the size of a character, and some terminals do not answer.
+    textual-image has this too, but asks the terminal for the size of a character, and some do not answer.
     """
     from rich.color import Color
     from rich.segment import Segment, Segments
     from rich.style import Style
 
+    values = sheet.tobytes()
+
     def pixel(x: int, y: int) -> Color:
-        return Color.from_rgb(*sheet.getpixel((x, y)))
+        start = 3 * (y * sheet.width + x)
+        return Color.from_rgb(*values[start : start + 3])
 
     rows = []
     for y in range(0, sheet.height, 2):
@@ -86,7 +89,7 @@ def half_blocks(sheet: Image.Image) -> Segments:
 
 
 def block_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Images of one size in reading order, RGB, at most ``columns`` pixels wide and of an even number of rows."""
+    """A sheet of images of one size, RGB, at most ``columns`` pixels wide and of an even number of rows."""
     from PIL import Image
 
     from ddim_cli.outputs.contact_sheet import BACKGROUND

@@ -13,7 +13,7 @@ from ddim_cli.errors import InterruptedRunError
 
 
 def options_of(arguments: Sequence[str]) -> Sequence[str]:
-    """The arguments among which options can be."""
+    """The arguments before ``--``, after which nothing is an option."""
     return arguments[: arguments.index("--")] if "--" in arguments else arguments
 
 
@@ -47,7 +47,7 @@ def ended_at_once(as_json: bool) -> Iterator[None]:
 def _handling(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Within the block, ``handle`` answers SIGINT and SIGTERM, where they are not ignored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handled = [number for number, found in before.items() if found is not signal.SIG_IGN]
+    handled = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in handled:
         signal.signal(number, handle)
     try:

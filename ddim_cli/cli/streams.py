@@ -1,11 +1,11 @@
-"""Standard output whose encoding lacks a character that is written, as a pipe on Windows does."""
+"""Print to a stdout whose encoding lacks a character, as that of a pipe on Windows does."""
 
 from __future__ import annotations
 
 import codecs
 import sys
 
-# Of what commands print, the characters that have a look-alike in ASCII; each is one column wide, as the original.
+# One column wide each, as the original, so that tables stay aligned.
 _LOOK_ALIKES = {"├": "|", "└": "`", "│": "|", "─": "-", "±": "~"}
 _HANDLER = "ddim-look-alike"
 
@@ -14,13 +14,13 @@ def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
     """An error handler of `codecs`: a look-alike; a file name's odd bytes as they are; else an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    found = error.object[error.start]
+    character = error.object[error.start]
     end = error.start + 1
-    if found in _LOOK_ALIKES:
-        return _LOOK_ALIKES[found], end
-    if "\udc80" <= found <= "\udcff":
-        return bytes([ord(found) - 0xDC00]), end
-    return found.encode("ascii", "backslashreplace").decode("ascii"), end
+    if character in _LOOK_ALIKES:
+        return _LOOK_ALIKES[character], end
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), end
+    return character.encode("ascii", "backslashreplace").decode("ascii"), end
 
 
 def never_fail_to_encode() -> None:

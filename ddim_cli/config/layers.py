@@ -20,25 +20,24 @@ from pydantic import ValidationError
 
 from ddim_cli.config.lines import KeyLines, key_lines
 from ddim_cli.config.schema import KEYS, SECTIONS, Config
-from ddim_cli.errors import ConfigError
+from ddim_cli.errors import ConfigError, UsageError
 
-# Two ways to say one thing: within a layer they exclude each other, and a higher layer's replaces the other.
+# Two ways to say one thing: a layer may use only one of them, and it replaces the other of lower layers.
 EXCLUSIVE: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     (frozenset({"sampling.seed", "sampling.num_images"}), frozenset({"sampling.seeds"})),
     (frozenset({"sampling.steps"}), frozenset({"sampling.timesteps"})),
 )
 
+_BOTH_WAYS = (*EXCLUSIVE, *((b, a) for a, b in EXCLUSIVE))
+
 
 def replaced_by(key: str, chosen: Collection[str]) -> str | None:
     """The one of the ``chosen`` keys that says what ``key`` would, so that ``key`` has no effect."""
-    for pair in EXCLUSIVE:
-        for mine, others in (pair, pair[::-1]):
-            if key in mine:
-                return next((other for other in sorted(others) if other in chosen), None)
-    return None
+    others = next((others for mine, others in _BOTH_WAYS if key in mine), frozenset[str]())
+    return next((other for other in sorted(others) if other in chosen), None)
 
 
-# What --set takes for a string without quotes: names and paths.
+# --set takes these for strings without quotes: names and paths.
 _BARE_WORD = re.compile(r"[A-Za-z_./~][\w./~-]*")
 _BARE_KEY = re.compile(r"[\w-]+")
 
@@ -72,8 +71,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     # By the last part: what a key of the right table shares with all others of it says nothing.
     last = {k.rpartition(".")[2]: k for k in reversed(known)}
     last |= {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]}
-    found = [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)]
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = [last[m] for m in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.6)]
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def describe_allowed(schema: Mapping[str, Any]) -> str:
@@ -118,7 +117,7 @@ def _problem(origin: str, key: str, value: Any, error: Mapping[str, Any]) -> str
         return f"{origin}: {key} = {shown}: {error['ctx']['error']}"
     schema = key_schema(key)
     if "pattern" in schema:
-        return f"{origin}: {key} = {shown} is not allowed; it takes {schema['description']}"
+        return f"{origin}: {key} = {shown} is not allowed; it takes {schema['description'].partition(': ')[2]}"
     hint = nearest(value, schema["enum"]) if isinstance(value, str) and "enum" in schema else ""
     return f"{origin}: {key} = {shown} is not allowed; it takes {describe_allowed(schema)}{hint}"
 
@@ -254,17 +253,49 @@ def flags_layer(flags: Mapping[str, tuple[str, Any]]) -> Layer:
     return layer
 
 
+# Settings as Python programs give them: see `layers_of`.
+Settings = Config | Mapping[str, Any] | str | Path | None
+
+
+def layers_of(config: Settings, model: str | Path | None = None, out: str | Path | None = None) -> list[Layer]:
+    """The layers of settings that a Python program gives.
+
+    Args:
+        config: a `Config`, a nested mapping such as ``{"sampling": {"steps": 20}}``, a TOML file, or None.
+        model: a source, as ``--model`` takes it, above the config's.
+        out: an output folder, above the config's.
+
+    Raises:
+        UsageError: for a config of another type.
+        ConfigError: for settings that are unknown or wrong.
+    """
+    layers = []
+    if isinstance(config, (str, Path)):
+        layers.append(read_file(Path(config)))
+    elif isinstance(config, Config):
+        # Unset keys stay unset, so that the model's own scheduler config still fills them.
+        layers.append(table_layer(config.model_dump(exclude_unset=True, exclude_none=True), "config"))
+    elif isinstance(config, Mapping):
+        layers.append(table_layer(config, "config"))
+    elif config is not None:
+        raise UsageError(f"config is a {type(config).__name__}; it must be a mapping, a path or a Config")
+    if model is not None:
+        layers.append(table_layer({"model": {"source": str(model)}}, "model"))
+    if out is not None:
+        layers.append(table_layer({"output": {"dir": str(out)}}, "out"))
+    return layers
+
+
 def merge(layers: Iterable[Layer]) -> Resolved:
     """The settings that hold when later layers win over earlier ones."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
-        for pair in EXCLUSIVE:
-            for mine, others in (pair, pair[::-1]):
-                if mine & layer.values.keys():
-                    for key in others:
-                        values.pop(key, None)
-                        origins.pop(key, None)
+        for mine, others in _BOTH_WAYS:
+            if mine & layer.values.keys():
+                for key in others:
+                    values.pop(key, None)
+                    origins.pop(key, None)
         values.update(layer.values)
         origins.update(layer.origins)
     sections: dict[str, dict[str, Any]] = {}

@@ -6,15 +6,25 @@ no integer, and ``1`` no boolean; an integer is taken where a float is asked for
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ddim_cli.config.seeds import MAX_LENGTH, MAX_SEED, Seeds, format_seeds, parse_classes, parse_seeds
+from ddim_cli.diffusion.schedules import SCHEDULES
+from ddim_cli.diffusion.spacings import SPACINGS
+from ddim_cli.errors import UsageError
 
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"]
+if TYPE_CHECKING:
+    BetaSchedule = str
+    TimestepSpacing = str
+else:
+    BetaSchedule = Literal[tuple(SCHEDULES)]
+    TimestepSpacing = Literal[tuple(SPACINGS)]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
-TimestepSpacing = Literal["leading", "trailing", "linspace", "quadratic", "uniform"]
 PreviousTimestep = Literal["grid", "diffusers"]
 Variance = Literal["ddim", "large"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -55,6 +65,42 @@ Pixels = Annotated[int, Field(ge=1, le=65536)]
 SizePair = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_tuple)]
 
 
+@dataclass(frozen=True)
+class Flag:
+    """The option of the command line that sets a key: its names, and how its value is written and read.
+
+    ``read`` makes the key's value of what was typed, where that is more than a number, a word or a switch; it raises
+    UsageError.
+    """
+
+    names: tuple[str, ...]
+    metavar: str | None = None
+    read: Callable[[str], Any] | None = None
+
+    @property
+    def parameter(self) -> str:
+        """The long name as Python has it: ``--num-images`` -> num_images."""
+        return self.names[0].partition("/")[0].removeprefix("--").replace("-", "_")
+
+
+def flag(*names: str, metavar: str | None = None, read: Callable[[str], Any] | None = None) -> Flag:
+    """``Annotated[int, flag("--steps", metavar="N")]`` gives a key an option."""
+    return Flag(names, metavar, read)
+
+
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _size(text: str) -> int | list[int]:
+    """``"32"``, or ``"32x48"``: height and width. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]{1,9})(?:[xX]([0-9]{1,9}))?", text.strip())
+    if match is None:
+        raise UsageError(f"--image-size {text}: write a number of pixels, or height and width, for example 32x48")
+    height, width = match.groups()
+    return int(height) if width is None else [int(height), int(width)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -62,109 +108,152 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """Which network to sample from."""
 
-    source: str = Field(
+    source: Annotated[str, flag("--model", "-m", metavar="SOURCE")] = Field(
         "mnist",
         min_length=1,
-        description="a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id",
+        description="Model: a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id",
     )
     revision: str | None = Field(
-        None, examples=["main"], min_length=1, description="of a model on the Hub: a branch, tag or commit [main]"
+        None, examples=["main"], min_length=1, description="Branch, tag or commit of a model on the Hub [main]"
     )
     variant: str | None = Field(
-        None, examples=["fp16"], description="weights variant: diffusion_pytorch_model.VARIANT.safetensors"
+        None, examples=["fp16"], description="Variant of the weights: diffusion_pytorch_model.VARIANT.safetensors"
     )
     subfolder: str | None = Field(
-        None, examples=["unet"], description="the network's folder inside the source [unet, or the root]"
+        None, examples=["unet"], description="Folder of the network inside the source [unet, or the root]"
     )
-    ema: bool = Field(True, description="of an original training checkpoint, take the averaged weights")
-    image_size: Pixels | SizePair | None = Field(
-        None, examples=[32], description="an image's size, or [height, width] [the model's]"
+    ema: bool = Field(True, description="Take the averaged weights of an original training checkpoint")
+    image_size: Annotated[Pixels | SizePair | None, flag("--image-size", metavar="N|HxW", read=_size)] = Field(
+        None, examples=[32], description="Size of an image in pixels, or height and width as 32x48 [the model's]"
     )
     null_class: int | None = Field(
-        None, examples=[10], ge=0, description="the class that stands for none, for guidance"
+        None, examples=[10], ge=0, description="Class that stands for no class, for classifier-free guidance"
     )
 
 
 class SchedulerSettings(Section):
     """The diffusion the network was trained on, and how x0 is treated; diffusers' keys and defaults."""
 
-    num_train_timesteps: int = Field(
-        1000, ge=1, le=1_000_000, description="T, the number of diffusion steps in training"
+    num_train_timesteps: int = Field(1000, ge=1, le=1_000_000, description="Number of diffusion steps in training, T")
+    beta_start: float = Field(0.0001, ge=0, lt=1, description="First beta")
+    beta_end: float = Field(0.02, ge=0, lt=1, description="Last beta")
+    beta_schedule: Annotated[BetaSchedule, flag("--beta-schedule", metavar="NAME")] = Field(
+        "linear", description="Noise schedule, from beta_start to beta_end"
     )
-    beta_start: float = Field(0.0001, ge=0, lt=1, description="the first beta")
-    beta_end: float = Field(0.02, ge=0, lt=1, description="the last beta")
-    beta_schedule: BetaSchedule = Field("linear", description="how beta grows from beta_start to beta_end")
     trained_betas: FloatList | None = Field(
-        None, examples=[[0.0001, 0.02]], description="T betas that replace the schedule"
+        None, examples=[[0.0001, 0.02]], description="T betas, in place of the schedule"
     )
-    prediction_type: PredictionType = Field("epsilon", description="what the network predicts")
-    clip_sample: bool = Field(True, description="clip each predicted x0 to +-clip_sample_range")
-    clip_sample_range: float = Field(1.0, gt=0, le=1e30, description="the bound of clip_sample")
-    thresholding: bool = Field(False, description="dynamic thresholding of x0 (arXiv:2205.11487); replaces clip_sample")
-    dynamic_thresholding_ratio: float = Field(
-        0.995, gt=0, le=1, description="the quantile of |x0| that thresholding takes"
+    prediction_type: Annotated[PredictionType, flag("--prediction-type", metavar="NAME")] = Field(
+        "epsilon", description="What the network predicts"
     )
-    sample_max_value: float = Field(1.0, ge=1, le=1e30, description="the largest threshold")
-    timestep_spacing: TimestepSpacing = Field("leading", description="how the grid of timesteps is laid out")
-    steps_offset: int = Field(0, ge=0, le=1_000_000, description="added to every timestep of a leading grid")
-    set_alpha_to_one: bool = Field(
-        True, description="the last step goes to alpha_bar 1, else to alpha_bar of timestep 0"
+    clip_sample: Annotated[bool, flag("--clip-sample/--no-clip-sample")] = Field(
+        True, description="Clip each predicted x0 to +-clip_sample_range"
     )
-    rescale_betas_zero_snr: bool = Field(False, description="rescale betas to zero terminal SNR (arXiv:2305.08891)")
+    clip_sample_range: float = Field(1.0, gt=0, le=1e30, description="Bound of clip_sample")
+    thresholding: Annotated[bool, flag("--thresholding/--no-thresholding")] = Field(
+        False, description="Threshold x0 dynamically (arXiv:2205.11487), in place of clipping"
+    )
+    dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1, description="Quantile of |x0| that is the threshold")
+    sample_max_value: float = Field(1.0, ge=1, le=1e30, description="Largest threshold")
+    timestep_spacing: Annotated[TimestepSpacing, flag("--spacing", metavar="NAME")] = Field(
+        "leading", description="How the timesteps are spaced"
+    )
+    steps_offset: int = Field(0, ge=0, le=1_000_000, description="Added to every timestep of leading spacing")
+    set_alpha_to_one: bool = Field(True, description="Take alpha_bar 1 after the last step, else that of timestep 0")
+    rescale_betas_zero_snr: bool = Field(False, description="Rescale the betas to zero terminal SNR (arXiv:2305.08891)")
     previous_timestep: PreviousTimestep = Field(
-        "grid", description="a step goes to the next entry of the grid, or by diffusers' stride of T // N"
+        "grid", description="Where a step goes: to the next timestep of the grid, or by diffusers' stride of T // N"
     )
 
 
 class SamplingSettings(Section):
     """Which pictures, in how many steps."""
 
-    steps: int = Field(50, ge=1, le=1_000_000, description="number of steps N asked of the grid")
+    steps: Annotated[int, flag("--steps", metavar="N")] = Field(
+        50, ge=1, le=1_000_000, description="Number of denoising steps N"
+    )
     timesteps: IntList | None = Field(
-        None, examples=[[999, 666, 333]], min_length=1, description="an explicit descending grid, in place of steps"
+        None, examples=[[999, 666, 333]], min_length=1, description="Descending list of timesteps, in place of steps"
     )
-    eta: float = Field(0.0, ge=0, description="0 is DDIM, deterministic; 1 has DDPM's noise")
-    variance: Variance = Field("ddim", description='"large": the paper\'s sigma-hat; implies eta 1')
-    use_clipped_model_output: bool = Field(False, description="derive epsilon again from the clipped x0")
-    num_images: int = Field(16, ge=1, le=MAX_LENGTH, description="number of images, of the seeds from seed on")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="the first image's seed")
-    seeds: SeedList | None = Field(
-        None, examples=["0-63,100"], description='a list such as "0-63,100", in place of seed and num_images'
+    eta: Annotated[float, flag("--eta", metavar="X")] = Field(
+        0.0, ge=0, description="Noise of the steps: 0 for DDIM, which is deterministic, 1 for DDPM's"
     )
-    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="images a batch")
-    classes: ClassList | None = Field(
-        None, examples=["0-9"], description='such as "3" or "0-9"; an image has classes[seed mod their number]'
+    variance: Variance = Field(
+        "ddim", description='Variance of the noise; "large" is the paper\'s sigma-hat, and implies eta 1'
     )
-    guidance_scale: float = Field(1.0, ge=0, description="of classifier-free guidance; 1 is off")
-    guidance_rescale: float = Field(
-        0.0, ge=0, le=1, description="rescaling of guided predictions (arXiv:2305.08891, 3.4)"
+    use_clipped_model_output: bool = Field(False, description="Derive epsilon again from the clipped x0")
+    num_images: Annotated[int, flag("--num-images", "-n", metavar="N")] = Field(
+        16, ge=1, le=MAX_LENGTH, description="Number of images"
     )
+    seed: Annotated[int, flag("--seed", metavar="S")] = Field(
+        0, ge=0, le=MAX_SEED, description="Seed of the first image; the next image has the next seed"
+    )
+    seeds: Annotated[SeedList | None, flag("--seeds", metavar="LIST")] = Field(
+        None,
+        examples=["0-63,100"],
+        description='Seeds as a list, for example "0-63,100", in place of seed and num_images',
+    )
+    batch_size: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"], flag("--batch-size", "-b", metavar="N", read=_number_or_word)
+    ] = Field("auto", description="Number of images in a batch")
+    classes: Annotated[ClassList | None, flag("--classes", metavar="LIST")] = Field(
+        None,
+        examples=["0-9"],
+        description='Classes as a list, for example "3" or "0-9"; an image has classes[seed mod their number]',
+    )
+    guidance_scale: Annotated[float, flag("--guidance-scale", metavar="W")] = Field(
+        1.0, ge=0, description="Scale of classifier-free guidance; 1 turns it off"
+    )
+    guidance_rescale: Annotated[float, flag("--guidance-rescale", metavar="R")] = Field(
+        0.0, ge=0, le=1, description="Rescaling of guided predictions (arXiv:2305.08891, section 3.4)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _large_variance_implies_eta_1(cls, values: Any) -> Any:
+        """So that nobody else has to ask."""
+        if isinstance(values, dict) and values.get("variance") == "large" and "eta" not in values:
+            return {**values, "eta": 1.0}
+        return values
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether steps add noise."""
+        return self.eta > 0
 
 
 class RuntimeSettings(Section):
     """Where and how it runs."""
 
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$", description="auto, cpu, cuda, cuda:N or mps"
+    device: Annotated[str, flag("--device", metavar="NAME")] = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$",
+        description="Device to run on: auto, cpu, cuda, cuda:N or mps",
     )
-    dtype: DType = Field(
-        "auto", description="of the network; auto: bfloat16 on a CUDA device that has it, else float32"
+    dtype: Annotated[DType, flag("--dtype", metavar="NAME")] = Field(
+        "auto", description="Precision of the network; auto is bfloat16 on a GPU that has it, else float32"
     )
-    tf32: bool = Field(False, description="allow TF32 in float32 arithmetic on a GPU")
-    compile: bool | Literal["auto"] = Field(
-        "auto", description="run the network as compiled code, kept between runs; auto: where that pays"
+    tf32: bool = Field(False, description="Allow TF32 in float32 arithmetic on a GPU")
+    compile: Annotated[bool | Literal["auto"], flag("--compile/--no-compile")] = Field(
+        "auto", description="Compile the network, and keep the code for later runs; auto: if that pays"
     )
 
 
 class OutputSettings(Section):
     """What lands on disk."""
 
-    dir: str | None = Field(
-        None, examples=["outputs/mine"], min_length=1, description="the output folder [outputs/MODEL-Nsteps-HASH]"
+    dir: Annotated[str | None, flag("--out", "-o", metavar="DIR")] = Field(
+        None, examples=["outputs/mine"], min_length=1, description="Output folder [outputs/MODEL-Nsteps-HASH]"
     )
-    grid: bool = Field(True, description="write grid.png, a contact sheet of the first images")
-    subdirs: bool = Field(False, description="a folder for every 1,000 seeds, named after the first")
-    fsync: bool = Field(False, description="wait until each file is on the disk, so that it survives a power cut")
+    grid: Annotated[bool, flag("--grid/--no-grid")] = Field(
+        True, description="Write grid.png, a contact sheet of the first images"
+    )
+    subdirs: Annotated[bool, flag("--subdirs/--no-subdirs")] = Field(
+        False, description="Write a folder for every 1,000 seeds, named after the first"
+    )
+    fsync: Annotated[bool, flag("--fsync/--no-fsync")] = Field(
+        False, description="Wait until each file is on the disk, so that it survives a power cut"
+    )
 
 
 class Config(Section):
@@ -183,5 +272,13 @@ class Config(Section):
         return Seeds.of(range(self.sampling.seed, self.sampling.seed + self.sampling.num_images))
 
 
-SECTIONS: dict[str, type[Section]] = {name: field.annotation for name, field in Config.model_fields.items()}
+SECTIONS: dict[str, type[Section]] = {name: type(field.default) for name, field in Config.model_fields.items()}
 KEYS: tuple[str, ...] = tuple(f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields)
+# Dotted key -> its option, of those that have one.
+FLAGS: dict[str, Flag] = {
+    f"{name}.{key}": found
+    for name, section in SECTIONS.items()
+    for key, field in section.model_fields.items()
+    for found in field.metadata
+    if isinstance(found, Flag)
+}

@@ -43,7 +43,6 @@ class Seeds(Sequence[int]):
         return all(before[-1] < after[0] for before, after in pairwise(self._parts))
 
     def without(self, seeds: Set[int]) -> Seeds:
-        """All but ``seeds``."""
         if not seeds:
             return self
         return Seeds(piece for part in self._parts for piece in _cut(part, seeds))

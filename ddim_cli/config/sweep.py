@@ -37,12 +37,14 @@ JSON_SCHEMA = {
     },
     "additionalProperties": {"type": ["array", "object"]},
 }
+# Axes beside those of [sweep]: the texts of --axis, or key -> values.
+Axes = Sequence[str] | Mapping[str, Sequence[Any]]
 # Of a value that is a list, in a label; longer ones are shortened.
 LONGEST_LABEL = 24
 
 
 @dataclass(frozen=True)
-class Value:
+class AxisValue:
     """One position of an axis: its label, unique within the axis, and the settings it stands for."""
 
     label: str
@@ -54,10 +56,10 @@ class Axis:
     """``plain`` where all values are of the one key ``name`` stands for, so that a label alone says too little."""
 
     name: str
-    values: tuple[Value, ...]
+    values: tuple[AxisValue, ...]
     plain: bool = True
 
-    def title(self, value: Value) -> str:
+    def title(self, value: AxisValue) -> str:
         """``"steps=10"``; of an axis of several keys the label alone."""
         return f"{self.name}={value.label}" if self.plain else value.label
 
@@ -74,7 +76,7 @@ class Override:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellSettings:
     """One cell: its place on each axis, in words, and what axes and overrides set there, lowest first."""
 
     at: tuple[int, ...]
@@ -87,28 +89,28 @@ class Cell:
         return ", ".join(self.titles)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
         """Dotted key -> value of all that the cell sets."""
         layers = (*self.axis_layers, *self.override_layers)
         return {key: value for layer in layers for key, value in layer.values.items()}
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepSettings:
     """``scoring`` has what was said of reference, extractor and the like, which are as in ``ddim evaluate``."""
 
     axes: tuple[Axis, ...]
     overrides: tuple[Override, ...] = ()
     scoring: Mapping[str, str] = field(default_factory=dict)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CellSettings]:
         """All cells; the last axis varies fastest."""
         found = []
         for at in itertools.product(*(range(len(axis.values)) for axis in self.axes)):
             values = [axis.values[i] for axis, i in zip(self.axes, at, strict=True)]
             titles = tuple(axis.title(value) for axis, value in zip(self.axes, values, strict=True))
-            cell = Cell(at, titles, tuple(value.layer for value in values))
-            held = tuple(override.layer for override in self.overrides if override.holds(cell.settings))
+            cell = CellSettings(at, titles, tuple(value.layer for value in values))
+            held = tuple(override.layer for override in self.overrides if override.holds(cell.values))
             found.append(replace(cell, override_layers=held))
         return found
 
@@ -166,11 +168,11 @@ def _make_axis(name: str, values: Any, origin: str) -> Axis:
     if any(isinstance(value, Mapping) for value in values):
         raise ConfigError(f"{origin}: {name} mixes tables and single values; use tables for all")
     key = full_key(name, origin)
-    found = [Value(_label(value), _layer({key: value}, origin)) for value in values]
+    found = [AxisValue(_label(value), _layer({key: value}, origin)) for value in values]
     return Axis(short_name(key), tuple(_unique(found, name, origin)))
 
 
-def _bundle(name: str, table: dict[str, Any], origin: str) -> Value:
+def _bundle(name: str, table: dict[str, Any], origin: str) -> AxisValue:
     """``{ eta = 0.5, steps = 20 }``, with a ``label`` if it is to have a name."""
     label = table.pop("label", None)
     if label is not None and not (isinstance(label, str) and label.strip()):
@@ -178,10 +180,10 @@ def _bundle(name: str, table: dict[str, Any], origin: str) -> Value:
     if not table:
         raise ConfigError(f"{origin}: {name} has a table that sets nothing; write for example {{ eta = 0.5 }}")
     layer = _layer(table, origin)
-    return Value(label or ", ".join(f"{short_name(k)}={_label(v)}" for k, v in layer.values.items()), layer)
+    return AxisValue(label or ", ".join(f"{short_name(k)}={_label(v)}" for k, v in layer.values.items()), layer)
 
 
-def _unique(values: Sequence[Value], name: str, origin: str) -> Iterator[Value]:
+def _unique(values: Sequence[AxisValue], name: str, origin: str) -> Iterator[AxisValue]:
     """The values with labels of their own. Raises ConfigError for a value given twice."""
     for i, value in enumerate(values):
         if any(value.layer.values == other.layer.values for other in values[:i]):
@@ -252,8 +254,17 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     return name.strip(), list_values(values, f"--axis {text}")
 
 
-def parse_sweep(layers: Sequence[Layer], axes: Sequence[str] = ()) -> Sweep:
-    """The sweep that the [sweep] tables of ``layers`` and the ``axes`` of --axis describe; a later one wins, by name.
+def _read_axes(axes: Axes) -> Iterator[Axis]:
+    if isinstance(axes, Mapping):
+        for name, values in axes.items():
+            yield _make_axis(name, list(values) if isinstance(values, (tuple, range)) else values, f"axis {name}")
+    else:
+        for text in axes:
+            yield _make_axis(*parse_axis(text), f"--axis {text}")
+
+
+def parse_sweep(layers: Sequence[Layer], axes: Axes = ()) -> SweepSettings:
+    """The sweep that the [sweep] tables of ``layers`` and ``axes`` describe; a later axis wins, by name.
 
     Raises:
         ConfigError: for anything in it that is wrong, and where there is no axis.
@@ -282,16 +293,14 @@ def parse_sweep(layers: Sequence[Layer], axes: Sequence[str] = ()) -> Sweep:
                     found[axis.name] = axis
     # An override may speak of a value that --axis has replaced: it holds nowhere then.
     known = swept_keys(found.values())
-    for text in axes:
-        axis = _make_axis(*parse_axis(text), f"--axis {text}")
-        found[axis.name] = axis
+    found |= {axis.name: axis for axis in _read_axes(axes)}
     for key, values in swept_keys(found.values()).items():
         known.setdefault(key, []).extend(values)
     if not found:
         raise ConfigError("a sweep needs an axis: --axis steps=10,20,50, or a [sweep] table in a config")
     _check_axes(tuple(found.values()), "the sweep")
     made = tuple(_make_override(table, known, origin) for table, origin in overrides)
-    return Sweep(tuple(found.values()), made, scoring)
+    return SweepSettings(tuple(found.values()), made, scoring)
 
 
 def without_sweep(layers: Iterable[Layer]) -> list[Layer]:

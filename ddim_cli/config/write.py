@@ -73,7 +73,7 @@ def render_starter(values: Mapping[str, Any]) -> str:
             if key in values and values[key] is not None:
                 lines.append(f"{name} = {toml_value(values[key])}")
             else:
-                shown = field.default if field.default is not None else field.examples[0]
+                [shown, *_] = (field.examples or []) if field.default is None else [field.default]
                 lines.append(f"# {name} = {toml_value(shown)}")
     lines += ["", *_STARTER_SWEEP]
     return "\n".join(lines) + "\n"

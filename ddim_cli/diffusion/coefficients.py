@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,17 @@ class StepTable:
         """Coefficients of step ``index``: an int, or an int64 [1] tensor on the device (no synchronisation)."""
         row = self.values[index] if isinstance(index, int) else self.values.index_select(0, index)[0]
         return Coefficients(*row.unbind())
+
+    def reversed(self) -> StepTable:
+        """The same steps in the opposite order."""
+        return StepTable(
+            self.timesteps.flip(0),
+            self.values.flip(0),
+            self.prev_timesteps[::-1],
+            self.alpha_bar.flip(0),
+            self.prev_alpha_bar.flip(0),
+            self.sigma.flip(0),
+        )
 
 
 def previous_timesteps(
@@ -117,11 +129,13 @@ def step_coefficients(
 ) -> Coefficients:
     """The coefficients of steps from levels ``alpha_bar`` to ``prev_alpha_bar``, both float64 [N].
 
+    The ``variance`` "large" is sigma-hat, with the direction term of ``eta``, which is 1 there.
+
     Raises:
         ConfigError: for an eta so far above 1 that 1 - a_prev - sigma^2 would turn negative.
     """
     signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    sigma_ddim = ddim_sigma(alpha_bar, prev_alpha_bar, 1.0 if variance == "large" else eta)
+    sigma_ddim = ddim_sigma(alpha_bar, prev_alpha_bar, eta)
     remaining = 1 - prev_alpha_bar - sigma_ddim.square()
     # eta = 1 meets zero exactly where a step leaves pure noise, up to rounding.
     if (remaining < -1e-9).any():
@@ -131,8 +145,12 @@ def step_coefficients(
             f"on this grid it can be at most {int(most * 1e4) / 1e4:g}"
         )
     sigma = large_sigma(alpha_bar, prev_alpha_bar) if variance == "large" else sigma_ddim
+    x0_from_x, x0_from_output, epsilon_from_x, epsilon_from_output = _prediction_weights(prediction, signal, noise)
     return Coefficients(
-        *_prediction_weights(prediction, signal, noise),
+        x0_from_x,
+        x0_from_output,
+        epsilon_from_x,
+        epsilon_from_output,
         signal=signal,
         # Where a_t = 1 nothing is noise; only re-deriving epsilon would use it, which is refused there.
         inverse_noise=torch.where(noise > 0, 1 / noise, 0),
@@ -142,14 +160,23 @@ def step_coefficients(
     )
 
 
-def _table(
+def make_table(
     scheduler: SchedulerSettings,
     sampling: SamplingSettings,
     timesteps: Sequence[int],
-    device: torch.device | str,
-    dtype: torch.dtype,
-    inverse: bool,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    inverse: bool = False,
 ) -> StepTable:
+    """The table of a run over ``timesteps`` (see `grids.timestep_grid`), its tensors on ``device``.
+
+    ``dtype`` is that of the coefficients: float32, as the sampling loop has it, or float64. An ``inverse`` one is of
+    the reverse direction (DDIM, section 5.4), in the same order of timesteps: row i leads from the level that sampling
+    reaches from timestep i back up to the level of timestep i, with no noise, sampling's own step read backwards.
+
+    Raises:
+        ConfigError: for combinations that cannot work; see `rules` and `step_coefficients`.
+    """
     check_combination(scheduler, sampling, timesteps)
     alpha_bars = make_alpha_bars(scheduler)
     previous = previous_timesteps(timesteps, scheduler, sampling.steps if sampling.timesteps is None else None)
@@ -205,33 +232,4 @@ def _check_ends(
     )
 
 
-def make_table(
-    scheduler: SchedulerSettings,
-    sampling: SamplingSettings,
-    timesteps: Sequence[int],
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> StepTable:
-    """The table of a run over ``timesteps`` (see `grids.timestep_grid`), its tensors on ``device``.
-
-    ``dtype`` is that of the coefficients: float32, as the sampling loop has it, or float64.
-
-    Raises:
-        ConfigError: for combinations that cannot work; see `rules` and `step_coefficients`.
-    """
-    return _table(scheduler, sampling, timesteps, device, dtype, inverse=False)
-
-
-def make_inverse_table(
-    scheduler: SchedulerSettings,
-    sampling: SamplingSettings,
-    timesteps: Sequence[int],
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> StepTable:
-    """The table of the reverse direction (DDIM, section 5.4), in the same order of timesteps.
-
-    Row i leads from the level that sampling reaches from timestep i back up to the level of
-    timestep i, with no noise: sampling's own step read backwards. ``dtype`` as in `make_table`.
-    """
-    return _table(scheduler, sampling, timesteps, device, dtype, inverse=True)
+make_inverse_table = partial(make_table, inverse=True)

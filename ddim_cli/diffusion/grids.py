@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
+from ddim_cli.diffusion.spacings import SPACINGS
 from ddim_cli.errors import ConfigError
-
-
-def leading(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]:
-    """Multiples of T // N, plus ``offset`` (arXiv:2305.08891, table 2): 0 is visited, T-1 is not."""
-    stride = num_train_timesteps // steps
-    return [i * stride + offset for i in reversed(range(steps))]
-
-
-def trailing(steps: int, num_train_timesteps: int) -> list[int]:
-    """N timesteps down from T-1 by T / N, rounded half to even (arXiv:2305.08891, table 2)."""
-    stride = num_train_timesteps / steps
-    # As a sum of one exact difference, which is how numpy.arange and so diffusers break ties.
-    difference = (num_train_timesteps - stride) - num_train_timesteps
-    return [round(num_train_timesteps + i * difference) - 1 for i in range(steps)]
-
-
-def linspace(steps: int, num_train_timesteps: int) -> list[int]:
-    """N evenly spaced timesteps from T-1 to 0, both included, rounded half to even (arXiv:2305.08891, table 2)."""
-    if steps == 1:
-        return [0]
-    stride = (num_train_timesteps - 1) / (steps - 1)
-    return [round(i * stride) for i in reversed(range(steps))]
-
-
-def quadratic(steps: int, num_train_timesteps: int) -> list[int]:
-    """The integers of linspace(0, sqrt(0.8 T), N)^2 (DDIM, appendix D.2), each once.
-
-    From about N = 30 on the formula repeats timestep 0; such a step would change nothing.
-    """
-    if steps == 1:
-        return [0]
-    stride = math.sqrt(num_train_timesteps * 0.8) / (steps - 1)
-    # The last point is the root itself, not a multiple of the rounded stride, as numpy.linspace has it.
-    roots = [i * stride for i in range(steps - 1)] + [math.sqrt(num_train_timesteps * 0.8)]
-    return sorted({int(root**2) for root in roots}, reverse=True)
-
-
-def uniform(steps: int, num_train_timesteps: int) -> list[int]:
-    """range(0, T, T // N), descending, as the original DDIM code has it; its length can differ from N."""
-    return list(reversed(range(0, num_train_timesteps, num_train_timesteps // steps)))
 
 
 def check_list(timesteps: Sequence[int], num_train_timesteps: int) -> None:
@@ -98,6 +58,4 @@ def timestep_grid(scheduler: SchedulerSettings, sampling: SamplingSettings) -> l
         )
     if scheduler.timestep_spacing == "leading":
         _check_leading(steps, total, offset)
-        return leading(steps, total, offset)
-    spacings = {"trailing": trailing, "linspace": linspace, "quadratic": quadratic, "uniform": uniform}
-    return spacings[scheduler.timestep_spacing](steps, total)
+    return SPACINGS[scheduler.timestep_spacing].grid(steps, total, offset)

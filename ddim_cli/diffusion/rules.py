@@ -6,10 +6,8 @@ import math
 from collections.abc import Sequence
 
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
+from ddim_cli.diffusion.schedules import SCHEDULES
 from ddim_cli.errors import ConfigError
-
-# The schedules that run from beta_start to beta_end.
-_BOUNDED = ("linear", "scaled_linear", "sigmoid")
 
 
 def check_betas(scheduler: SchedulerSettings) -> None:
@@ -25,7 +23,7 @@ def check_betas(scheduler: SchedulerSettings) -> None:
             # Beta 1 is complete noise, which only the last step may reach.
             if not (0 <= beta < 1 or (beta == 1 and t == total - 1)):
                 raise ConfigError(f"scheduler.trained_betas[{t}] = {beta}: a beta lies in [0, 1)")
-    elif scheduler.beta_schedule in _BOUNDED and scheduler.beta_start > scheduler.beta_end:
+    elif SCHEDULES[scheduler.beta_schedule].bounded and scheduler.beta_start > scheduler.beta_end:
         raise ConfigError(
             f"scheduler.beta_start = {scheduler.beta_start} is above scheduler.beta_end = {scheduler.beta_end}; "
             "betas grow with t: exchange them"
@@ -43,7 +41,7 @@ def _reaches_zero_snr(scheduler: SchedulerSettings) -> bool:
 def _first_beta(scheduler: SchedulerSettings) -> float:
     if scheduler.trained_betas is not None:
         return scheduler.trained_betas[0]
-    return scheduler.beta_start if scheduler.beta_schedule in ("linear", "scaled_linear") else math.inf
+    return scheduler.beta_start if SCHEDULES[scheduler.beta_schedule].starts_exactly else math.inf
 
 
 def check_combination(scheduler: SchedulerSettings, sampling: SamplingSettings, timesteps: Sequence[int]) -> None:
@@ -65,7 +63,7 @@ def check_combination(scheduler: SchedulerSettings, sampling: SamplingSettings, 
                     f"at timestep 0 beta is 0 and alpha_bar 1, where {reason} cannot derive epsilon from x0; use a "
                     "beta_start above 0, or a grid without timestep 0"
                 )
-    if sampling.variance == "large" and sampling.eta not in (0.0, 1.0):
+    if sampling.variance == "large" and sampling.eta != 1:
         raise ConfigError(
             f'sampling.variance = "large" implies eta 1, but sampling.eta = {sampling.eta}; '
             "leave eta out, or set it to 1"

@@ -23,7 +23,6 @@ SHAPES: dict[str, tuple[int, list[int], int]] = {
     "celeba64": (64, [1, 2, 2, 2, 4], 2),
     "lsun256": (256, [1, 1, 2, 2, 4, 4], 4),
 }
-# mnist is the shape of the bundled model.
 NAMES = (*SHAPES, "mnist")
 
 

@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from ddim_cli.diffusion.coefficients import previous_timesteps
+from ddim_cli.diffusion.schedules import SCHEDULES
+from ddim_cli.diffusion.spacings import SPACINGS
 from ddim_cli.errors import UsageError
 from ddim_cli.models.describe import ModelDescription
-from ddim_cli.models.load import read_weights
-from ddim_cli.outputs.picture import to_image
+from ddim_cli.models.stored import read_weights
+from ddim_cli.outputs.picture import to_image, to_pixels
 from ddim_cli.sampling.compiled import compiler
-from ddim_cli.sampling.plan import batches
 from ddim_cli.sampling.resolve import Run
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ _IN_BFLOAT16 = {
     "diffusers": "the loop over UNet and scheduler of its documentation, raised to float32 at the end (DDIMPipeline "
     "makes no pictures in bfloat16), its PNGs saved by Pillow",
 }
-_OUR_SCHEDULES = ("sigmoid", "laplace", "exp")
-_OUR_SPACINGS = ("quadratic", "uniform")
 
 
 def describe_baseline(name: str, dtype: torch.dtype) -> str:
@@ -46,14 +45,15 @@ def describe_baseline(name: str, dtype: torch.dtype) -> str:
 def check_comparable(run: Run, names: Sequence[str]) -> None:
     """Raise UsageError for what diffusers' pipeline does not have, or a compile that cannot be."""
     config, [name, *_] = run.config, names
+    schedule, spacing = config.scheduler.beta_schedule, config.scheduler.timestep_spacing
     unknown = [
         text
         for text, there in (
             ("classes", config.sampling.classes is not None),
             ('variance = "large"', config.sampling.variance == "large"),
             ("an explicit list of timesteps", config.sampling.timesteps is not None),
-            (f"the schedule {config.scheduler.beta_schedule}", config.scheduler.beta_schedule in _OUR_SCHEDULES),
-            (f"the spacing {config.scheduler.timestep_spacing}", config.scheduler.timestep_spacing in _OUR_SPACINGS),
+            (f"the schedule {schedule}", not SCHEDULES[schedule].in_diffusers),
+            (f"the spacing {spacing}", not SPACINGS[spacing].in_diffusers),
         )
         if there
     ]
@@ -97,17 +97,29 @@ def stride_note(run: Run) -> str | None:
     )
 
 
-def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+class Contestant:
+    """Someone who makes pictures of seeds: those below, and `bench.Ours`."""
+
+    def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
+        """A batch, a picture a generator."""
+        raise NotImplementedError
+
+    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
+        """Yield each batch's pictures, uint8 [H, W, C], once they are saved in ``folder`` (None: not saved)."""
+        for start in range(0, len(seeds), batch_size):
+            part = seeds[start : start + batch_size]
+            images = self.images([torch.Generator("cpu").manual_seed(seed) for seed in part])
+            if folder is not None:
+                for seed, image in zip(part, images, strict=True):
+                    image.save(folder / f"{seed:06d}.png")
+            yield [to_pixels(image) for image in images]
+
+    def close(self) -> None:
+        pass
 
 
-def _save(image: Image.Image, seed: int, folder: Path | None) -> None:
-    if folder is not None:
-        image.save(folder / f"{seed:06d}.png")
-
-
-class Diffusers:
-    """``A``: the pipeline as documented. A contestant, as `bench.Ours` is."""
+class Diffusers(Contestant):
+    """``A``: the pipeline as documented."""
 
     def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
         from diffusers import DDIMPipeline
@@ -118,115 +130,72 @@ class Diffusers:
         self._screen = open(os.devnull, "w")  # noqa: SIM115
         self._pipeline.set_progress_bar_config(file=self._screen)
 
-    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
-        """Yield each batch's pictures, uint8 [H, W, C], once they are saved in ``folder`` (None: not saved)."""
-        for part in batches(seeds, batch_size):
-            images = self._pipeline(
-                batch_size=len(part),
-                generator=_generators(part),
-                eta=self._settings.eta,
-                num_inference_steps=self._settings.steps,
-                use_clipped_model_output=self._settings.use_clipped_model_output,
-            ).images
-            for seed, image in zip(part, images, strict=True):
-                _save(image, seed, folder)
-            yield [_channels_last(np.asarray(image)) for image in images]
+    def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
+        return self._pipeline(
+            batch_size=len(generators),
+            generator=generators,
+            eta=self._settings.eta,
+            num_inference_steps=self._settings.steps,
+            use_clipped_model_output=self._settings.use_clipped_model_output,
+        ).images
 
     def close(self) -> None:
         self._screen.close()
 
 
-class DiffusersLoop:
+class DiffusersLoop(Contestant):
     """``A`` in bfloat16, of which DDIMPipeline cannot make pictures: the loop that diffusers' documentation shows."""
 
     def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
         self._settings, self._device, self._dtype = run.config.sampling, device, dtype
-        self._unet, self._scheduler = diffusers_unet(run.model, device, dtype), diffusers_scheduler(run)
-        self._shape = (run.model.channels, *run.model.size)
+        self._unet = diffusers_unet(run.model, device, dtype)
+        self._scheduler = diffusers_scheduler(run)
+        self._shape = run.model.shape
 
-    @torch.no_grad()
-    def _denoise(self, seeds: Sequence[int]) -> np.ndarray:
-        generators = _generators(seeds)
-        x = torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in generators])
-        x = x.to(self._device)
-        self._scheduler.set_timesteps(self._settings.steps)
+    def _noise(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        return torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in generators])
+
+    def _step(
+        self, output: torch.Tensor, t: torch.Tensor, x: torch.Tensor, generators: list[torch.Generator]
+    ) -> torch.Tensor:
+        settings = self._settings
+        options = {"eta": settings.eta, "use_clipped_model_output": settings.use_clipped_model_output}
+        return self._scheduler.step(output, t, x, generator=generators, **options).prev_sample
+
+    def _denoise(self, generators: list[torch.Generator]) -> np.ndarray:
+        x = self._noise(generators).to(self._device)
         for t in self._scheduler.timesteps:
-            x = self._scheduler.step(
-                self._unet(x, t).sample,
-                t,
-                x,
-                eta=self._settings.eta,
-                use_clipped_model_output=self._settings.use_clipped_model_output,
-                generator=generators,
-            ).prev_sample
+            x = self._step(self._unet(x, t).sample, t, x, generators)
         # NumPy has no bfloat16.
         pixels = (x.float() / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
         return (pixels * 255).round().astype(np.uint8)
 
-    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
-        """As `Diffusers.batches`."""
-        for part in batches(seeds, batch_size):
-            pixels = self._denoise(part)
-            for seed, picture in zip(part, pixels, strict=True):
-                _save(to_image(picture), seed, folder)
-            yield list(pixels)
-
-    def close(self) -> None:
-        pass
+    @torch.no_grad()
+    def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
+        self._scheduler.set_timesteps(self._settings.steps)
+        return [to_image(pixels) for pixels in self._denoise(generators)]
 
 
-class DiffusersPlus:
+class DiffusersPlus(DiffusersLoop):
     """``A+``: diffusers' network and scheduler with every switch that its speed guide recommends."""
 
     def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
-        self._settings, self._device, self._dtype = run.config.sampling, device, dtype
-        unet = diffusers_unet(run.model, device, dtype).to(memory_format=torch.channels_last)
+        super().__init__(run, device, dtype)
         # max-autotune tries GPU kernels, and uses CUDA graphs; on a CPU it is minutes for nothing.
-        mode = {"mode": "max-autotune"} if device.type == "cuda" else {}
-        self._unet = torch.compile(unet, fullgraph=True, dynamic=False, **mode)
-        self._scheduler = diffusers_scheduler(run)
-        self._shape = (run.model.channels, *run.model.size)
+        mode = "max-autotune" if device.type == "cuda" else None
+        unet = self._unet.to(memory_format=torch.channels_last)
+        self._unet = torch.compile(unet, fullgraph=True, dynamic=False, mode=mode)
 
-    @torch.no_grad()
-    def _denoise(self, seeds: Sequence[int]) -> np.ndarray:
-        generators = _generators(seeds)
-        x = torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in generators])
-        x = x.to(self._device, memory_format=torch.channels_last)
-        self._scheduler.set_timesteps(self._settings.steps)
+    def _denoise(self, generators: list[torch.Generator]) -> np.ndarray:
+        x = self._noise(generators).to(self._device, memory_format=torch.channels_last)
         # The scheduler reads its tables on the host, by timesteps that are there too: so no step waits for the device.
         for t, on_device in zip(self._scheduler.timesteps, self._scheduler.timesteps.to(self._device), strict=True):
-            output = self._unet(x, on_device, return_dict=False)[0]
-            x = self._scheduler.step(
-                output,
-                t,
-                x,
-                eta=self._settings.eta,
-                use_clipped_model_output=self._settings.use_clipped_model_output,
-                generator=generators,
-            ).prev_sample
+            x = self._step(self._unet(x, on_device, return_dict=False)[0], t, x, generators)
         pixels = (x / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
-        """As `Diffusers.batches`."""
-        for part in batches(seeds, batch_size):
-            pixels = self._denoise(part)
-            for seed, picture in zip(part, pixels, strict=True):
-                _save(to_image(picture), seed, folder)
-            yield list(pixels)
 
-    def close(self) -> None:
-        pass
-
-
-def make_baseline(
-    name: str, run: Run, device: torch.device, dtype: torch.dtype
-) -> Diffusers | DiffusersLoop | DiffusersPlus:
-    """One of `BASELINES`, loaded."""
+def make_baseline(name: str, run: Run, device: torch.device, dtype: torch.dtype) -> Contestant:
     if name == "diffusers+":
         return DiffusersPlus(run, device, dtype)
     return (DiffusersLoop if dtype == torch.bfloat16 else Diffusers)(run, device, dtype)
-
-
-def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -8,6 +8,7 @@ median of the rounds' ratios.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import platform
@@ -15,16 +16,17 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ddim_cli.errors import RunError
 from ddim_cli.evaluation import pixels
-from ddim_cli.evaluation.baselines import check_comparable, describe_baseline, make_baseline, stride_note
+from ddim_cli.evaluation.baselines import Contestant, check_comparable, describe_baseline, make_baseline, stride_note
 from ddim_cli.evaluation.gauges import (
     NetworkClock,
     PeakMemory,
@@ -36,11 +38,17 @@ from ddim_cli.evaluation.gauges import (
 )
 from ddim_cli.models.device import choose_device
 from ddim_cli.models.inspect import flops
-from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.outputs.writer import BackgroundWriter
 from ddim_cli.sampling.host import keep_memory
-from ddim_cli.sampling.loop import Picture, is_out_of_memory, run_batches
-from ddim_cli.sampling.resolve import Run, judge
-from ddim_cli.sampling.run import Job, Reporter, load_job_network, make_job, make_sampler
+from ddim_cli.sampling.items import SeedItems, classes_of
+from ddim_cli.sampling.job import Job, make_job, rows_an_image
+from ddim_cli.sampling.loop import Denoiser, OnSlower, Picture, is_out_of_memory, run_batches
+from ddim_cli.sampling.network import Networks
+from ddim_cli.sampling.precision import tf32
+from ddim_cli.sampling.product import Product
+from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.resolve import Run, settle
+from ddim_cli.sampling.sampler import make_sampler
 
 SCHEMA = "ddim-cli/bench/1"
 # A GPU's batches overlap with the writing of the one before, which a single one would not show.
@@ -52,7 +60,7 @@ TIMED = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Benchmark:
     """What to measure.
 
     ``repeats`` timed rounds after the warm-up, each of ``batches`` batches (None: by the device);
@@ -78,117 +86,111 @@ class Lap(NamedTuple):
     pictures: list[np.ndarray]
 
 
-class Contestant(Protocol):
-    """Someone who makes pictures of seeds."""
-
-    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
-        """Yield each batch's pictures, uint8 [H, W, C]; at the end all are in ``folder``, unless it is None."""
-
-    def close(self) -> None: ...
-
-
-class Ours:
+class Ours(Contestant):
     """``ddim sample``, without the parts that happen once a run."""
 
-    def __init__(self, job: Job):
-        network, self._job = load_job_network(job, len(job.seeds), Reporter())
-        shape = (job.run.model.channels, *job.run.model.size)
-        sampler = make_sampler(job.run, network, job.device, job.dtype, shape)
+    def __init__(self, job: Job, on_slower: OnSlower = lambda what, why: None):
+        network, self.compiled = Networks().load(job.use(len(job.items)), Reporter())
+        self._job = job.with_compiled(self.compiled)
+        sampler = make_sampler(job.run, network, job.device, job.dtype, job.shape)
         # A GPU's calls return before they are done: there, a clock around them would measure something else.
-        self._clock = NetworkClock(sampler.network) if job.device.type == "cpu" else None
-        self.sampler = replace(sampler, network=self._clock or sampler.network)
+        self._clock = NetworkClock(sampler.down.network) if job.device.type == "cpu" else None
+        if self._clock is not None:
+            sampler = replace(sampler, down=replace(sampler.down, network=self._clock))
+        # One for all laps: a graph is captured once a run, as a network is loaded once.
+        self.denoiser = Denoiser(sampler, on_slower=on_slower)
 
-    @property
-    def compiled(self) -> bool:
-        """Whether its network is compiled code."""
-        return self._job.record["runtime"]["compile"]
+    def _items(self, seeds: Sequence[int]) -> SeedItems:
+        return SeedItems(seeds, classes_of(self._job.run.config))
 
     def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
         def out_of_memory(halved: int) -> None:
             # A run would go on with the half; that is not what is to be measured.
-            raise RunError(_no_memory_for(self.sampler.device, batch_size))
+            raise RunError(_no_memory_for(self._job.device, batch_size))
 
         if self._clock is not None:
             self._clock.seconds = 0.0
-        writer = PictureWriter(replace(self._job.folder, path=folder), self._job.record) if folder else None
-        try:
-            for pictures in run_batches(self.sampler, seeds, batch_size, on_halved=out_of_memory):
+        product, job = Product(), self._job
+        writing: AbstractContextManager[BackgroundWriter | None] = contextlib.nullcontext()
+        if folder is not None:
+            job, writing = replace(job, folder=replace(job.folder, path=folder)), BackgroundWriter(folder)
+        with writing as writer:
+            for pictures in run_batches(self.denoiser, self._items(seeds), batch_size, on_halved=out_of_memory):
                 if writer is not None:
                     for picture in pictures:
-                        writer.write(picture.seed, picture.pixels, picture.seconds, picture.batch_size)
+                        writer.submit(product.save, job, picture)
                 yield [picture.pixels for picture in pictures]
-        finally:
-            if writer is not None:
-                writer.close()
 
     def network_seconds(self, seeds: Sequence[int], batch_size: int) -> float:
         """Of the last lap: what its network calls took; on a GPU, what they take alone, measured now."""
         if self._clock is not None:
             return self._clock.seconds
-        return network_alone(self.sampler, seeds[:batch_size], batch_size) * (len(seeds) / batch_size)
-
-    def close(self) -> None:
-        pass
+        alone = network_alone(self.denoiser.sampler, self._items(seeds[:batch_size]), batch_size)
+        return alone * (len(seeds) / batch_size)
 
 
 class Bench:
-    """Measures a plan; ``tell`` is called with what is being done, for a person who waits, ``warn`` with what is wrong.
+    """Runs a benchmark; ``tell`` is called with what is being done, for a person who waits, ``warn`` with trouble.
 
     Of what is told, the second argument says whether it is one of many of its kind, such as a round.
     """
 
     def __init__(
         self,
-        plan: Plan,
+        benchmark: Benchmark,
         tell: Callable[[str, bool], None] = lambda text, one_of_many: None,
         warn: Callable[[str], None] = lambda text: None,
     ):
-        self._plan, self._tell, self._warn = plan, tell, warn
-        self._device = choose_device(plan.run.config.runtime.device)
+        self._benchmark, self._tell, self._warn, self._told_slower = benchmark, tell, warn, False
+        self._device = choose_device(benchmark.run.config.runtime.device)
         on_gpu = self._device.type == "cuda"
-        self._batches = plan.batches or (BATCHES_ON_GPU if on_gpu else BATCHES_ON_CPU)
-        if plan.against:
-            check_comparable(plan.run, plan.against)
-        self._runs = {size: self._run_of(size, size * self._batches) for size in plan.batch_sizes}
+        self._batches = benchmark.batches or (BATCHES_ON_GPU if on_gpu else BATCHES_ON_CPU)
+        if benchmark.against:
+            check_comparable(benchmark.run, benchmark.against)
+        self._runs = {size: self._run_of(size, size * self._batches) for size in benchmark.batch_sizes}
 
     def measure(self) -> dict[str, Any]:
         """The whole of it, as JSON has it.
 
         Raises:
             RunError: where memory does not suffice for a batch size.
-            DdimError: as `run.make_job` and `run.load_network` do.
+            DdimError: as `make_job` and `Networks.load` do.
         """
-        plan, [first, *_] = self._plan, self._plan.batch_sizes
-        # As ddim sample does, once for the process: diffusers beside it has the same of it.
+        # As ddim sample does, for the process: diffusers beside it has the same of it.
         keep_memory()
+        with tf32(self._benchmark.run.config.runtime.tf32):
+            return self._measure()
+
+    def _measure(self) -> dict[str, Any]:
+        benchmark, [first, *_] = self._benchmark, self._benchmark.batch_sizes
         job = make_job(self._runs[first])
         if is_emulated(job.device, job.dtype):
             self._warn(_emulated(job))
         self._tell("measuring the device's matrix peak", False)
         peak = matrix_peak(job.device, job.dtype)
-        cost = flops(plan.run.model)
-        results = [self._at(size, cost, peak) for size in plan.batch_sizes]
+        cost = flops(benchmark.run.model)
+        results = [self._at(size, cost, peak) for size in benchmark.batch_sizes]
         return {
             "schema": SCHEMA,
             "model": _model(job),
             "sampling": job.record["sampling"],
-            "timed": TIMED[plan.files],
-            "repeats": plan.repeats,
+            "timed": TIMED[benchmark.files],
+            "repeats": benchmark.repeats,
             "batches": self._batches,
             "machine": _machine(job, peak),
             "network_time": "summed over its calls" if job.device.type == "cpu" else "measured alone",
             "flops_per_image_and_step": cost,
-            "against": {name: describe_baseline(name, job.dtype) for name in plan.against},
-            "stride": stride_note(job.run) if plan.against else None,
+            "against": {name: describe_baseline(name, job.dtype) for name in benchmark.against},
+            "stride": stride_note(job.run) if benchmark.against else None,
             "results": results,
             "psnr": [result.pop("psnr") for result in results][-1],
         }
 
     def _run_of(self, batch_size: int, images: int, **runtime: Any) -> Run:
-        """The plan's run with another batch size, number of images, and runtime. Raises ConfigError."""
-        run, config = self._plan.run, self._plan.run.config
+        """The run with another batch size, number of images, and runtime. Raises ConfigError."""
+        run, config = self._benchmark.run, self._benchmark.run.config
         sampling = {"batch_size": batch_size, "num_images": images, "seed": config.seeds()[0], "seeds": None}
-        output = {"dir": str(self._plan.scratch / "ours"), "subdirs": False, "grid": False}
+        output = {"dir": str(self._benchmark.scratch / "ours"), "subdirs": False, "grid": False}
         changed = config.model_copy(
             update={
                 "sampling": config.sampling.model_copy(update=sampling),
@@ -196,7 +198,7 @@ class Bench:
                 "output": config.output.model_copy(update=output),
             }
         )
-        return judge(replace(run.resolved, config=changed), run.model)
+        return settle(replace(run.resolved, config=changed), run.model)
 
     def _at(self, batch_size: int, cost: int, peak: float) -> dict[str, Any]:
         try:
@@ -212,47 +214,46 @@ class Bench:
 
     def _measure_size(self, batch_size: int, cost: int, peak: float) -> dict[str, Any]:
         """One batch size: load, warm up, then ``repeats`` rounds in which all contestants take turns."""
-        if "diffusers+" in self._plan.against:
+        if "diffusers+" in self._benchmark.against:
             # What was compiled for another batch size is out of use, and counts towards dynamo's limit.
             torch.compiler.reset()
         job = make_job(self._runs[batch_size])
         memory = PeakMemory(job.device)
         self._tell(f"batch {batch_size}: loading, and the first batch", False)
         started = time.perf_counter()
-        ours = Ours(job)
+        ours = Ours(job, self._slower)
         synchronize(job.device)
         loaded = time.perf_counter()
-        seeds = job.seeds[:batch_size]
-        warm = self._lap(ours, seeds, batch_size)
+        seeds = job.run.config.seeds()
+        warm = self._lap(ours, seeds[:batch_size], batch_size)
         used = memory.read()
-        others = {}
-        for name in self._plan.against:
+        others: dict[str, Contestant] = {}
+        for name in self._benchmark.against:
             self._tell(f"batch {batch_size}: the first batch of {name}", False)
             others[name] = make_baseline(name, job.run, job.device, job.dtype)
-        others_warm = {name: self._lap(other, seeds, batch_size) for name, other in others.items()}
+        others_warm = {name: self._lap(other, seeds[:batch_size], batch_size) for name, other in others.items()}
 
         laps: dict[str, list[Lap]] = {name: [] for name in ("ours", *others)}
         network = []
-        for i in range(self._plan.repeats):
-            self._tell(f"batch {batch_size}: round {i + 1} of {self._plan.repeats}", True)
-            laps["ours"].append(self._lap(ours, job.seeds, batch_size))
-            network.append(ours.network_seconds(job.seeds, batch_size))
+        for i in range(self._benchmark.repeats):
+            self._tell(f"batch {batch_size}: round {i + 1} of {self._benchmark.repeats}", True)
+            laps["ours"].append(self._lap(ours, seeds, batch_size))
+            network.append(ours.network_seconds(seeds, batch_size))
             for name, other in others.items():
-                laps[name].append(self._lap(other, job.seeds, batch_size))
+                laps[name].append(self._lap(other, seeds, batch_size))
         for contestant in (ours, *others.values()):
             contestant.close()
         # Of the last batch size alone: it does not bear on the arithmetic, and what is compiled is used again.
-        compared = self._psnr(ours, job) if batch_size == self._plan.batch_sizes[-1] else None
+        compared = self._psnr(ours, job) if batch_size == self._benchmark.batch_sizes[-1] else None
 
-        rows = len(job.seeds) * len(job.run.timesteps)
-        rows_in_network = rows * (2 if job.run.config.sampling.guidance_scale != 1 else 1)
+        rows = len(seeds) * len(job.run.timesteps) * rows_an_image(job.run)
         seconds = [lap.seconds for lap in laps["ours"]]
-        speed = cost * rows_in_network / statistics.median(network)
+        speed = cost * rows / statistics.median(network)
         return {
             "batch_size": batch_size,
             "compiled": ours.compiled,
-            "images": len(job.seeds),
-            **speeds(seconds, len(job.seeds), len(job.run.timesteps)),
+            "images": len(seeds),
+            **speeds(seconds, len(seeds), len(job.run.timesteps)),
             "load_seconds": loaded - started,
             "first_batch_seconds": warm.seconds,
             "time_to_first_image_seconds": spread([lap.first for lap in laps["ours"]]),
@@ -263,7 +264,7 @@ class Bench:
             "share_of_matrix_peak": speed / peak,
             "against": {
                 name: {
-                    **speeds([lap.seconds for lap in laps[name]], len(job.seeds), len(job.run.timesteps)),
+                    **speeds([lap.seconds for lap in laps[name]], len(seeds), len(job.run.timesteps)),
                     "first_batch_seconds": others_warm[name].seconds,
                     "ratio": ratio(seconds, [lap.seconds for lap in laps[name]]),
                     "largest_difference": largest_difference(warm.pictures, others_warm[name].pictures),
@@ -275,10 +276,10 @@ class Bench:
 
     def _lap(self, contestant: Contestant, seeds: Sequence[int], batch_size: int) -> Lap:
         """Time one go, into a folder that is fresh and is deleted outside of the time."""
-        folder = self._plan.scratch / "lap" if self._plan.files else None
+        folder = self._benchmark.scratch / "lap" if self._benchmark.files else None
         if folder is not None:
             folder.mkdir()
-        first, pictures = math.nan, []
+        first, pictures = math.nan, list[np.ndarray]()
         # Whatever the others left behind is not cleared up in this one's time.
         gc.collect()
         synchronize(self._device)
@@ -295,17 +296,23 @@ class Bench:
 
     def _psnr(self, ours: Ours, job: Job) -> dict[str, Any] | None:
         """PSNR against float32, of the same seeds, in dB; None where the dtype is float32, or nobody asks."""
-        images = self._plan.psnr_images
+        images = self._benchmark.psnr_images
         if job.dtype == torch.float32 or images == 0:
             return None
         self._tell(f"{images} images in {str(job.dtype).removeprefix('torch.')} and in float32", False)
         exact = make_job(self._run_of(min(job.batch_size, images), images, dtype="float32", compile=False))
 
         def sample(contestant: Ours, batch_size: int) -> list[Picture]:
-            return [p for batch in run_batches(contestant.sampler, exact.seeds, batch_size) for p in batch]
+            return [p for batch in run_batches(contestant.denoiser, exact.items, batch_size) for p in batch]
 
         values = psnr(sample(ours, job.batch_size), sample(Ours(exact), exact.batch_size))
         return {"images": images, "median_db": statistics.median(values), "worst_db": min(values)}
+
+    def _slower(self, what: str, why: str) -> None:
+        """Of every batch size it would be the same."""
+        if not self._told_slower:
+            self._told_slower = True
+            self._warn(f"{what}: {why}")
 
 
 def _emulated(job: Job) -> str:
@@ -340,7 +347,9 @@ def psnr(pictures: Sequence[Picture], exact: Sequence[Picture]) -> list[float]:
     """Peak signal-to-noise ratio of each pair of `Picture` in dB, of x0 clipped to [-1, 1]; 200 where equal."""
     found = []
     for a, b in zip(pictures, exact, strict=True):
-        error = (a.x0.float().clamp(-1, 1) - b.x0.float().clamp(-1, 1)).square().mean().item()
+        assert a.x0 is not None
+        assert b.x0 is not None
+        error = (a.x0.clamp(-1, 1) - b.x0.clamp(-1, 1)).square().mean().item()
         # Of pictures in [0, 1]: half the distances of [-1, 1].
         found.append(min(200.0, -10 * math.log10(error / 4)) if error > 0 else 200.0)
     return found

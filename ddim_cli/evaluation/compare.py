@@ -1,4 +1,4 @@
-"""Pictures against golden ones, matched by seed: for renders in CI."""
+"""Compare pictures with golden ones, matched by seed: for renders in CI."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from PIL import Image
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.pixels import largest_difference, psnr_db, size_text
 from ddim_cli.outputs.contact_sheet import contact_sheet
-from ddim_cli.outputs.folder import OutputFolder, read_json
+from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.named import Kind, name_file
 from ddim_cli.outputs.picture import encode_png, read_pixels, to_image
 from ddim_cli.outputs.sidecar import first_difference, identity
+from ddim_cli.outputs.store import read_json
 
 SOFTWARE = "ddim compare --diff-dir"
 DIFFERENCE = Kind.of_png("difference picture of ddim compare", SOFTWARE)
@@ -26,7 +27,7 @@ _NUMBERED = re.compile(r"\d{6,}\.png")
 
 
 class Limits(NamedTuple):
-    """What is still equal enough: the largest difference of a value, 0..255, and the PSNR in dB."""
+    """What passes: the largest difference of a value, 0..255, and the lowest PSNR in dB."""
 
     max_diff: int
     min_psnr: float
@@ -45,7 +46,7 @@ class Match(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What was found; ``missing`` and ``extra`` are seeds of GOLDEN and DIR alone, ``note`` a setting that differs."""
+    """The result: ``missing`` seeds are in GOLDEN alone, ``extra`` in DIR alone; ``note`` is a setting that differs."""
 
     matches: tuple[Match, ...]
     missing: tuple[int, ...]
@@ -71,11 +72,11 @@ def compare(
     """Compare the numbered pictures of two folders; sidecars are not needed.
 
     Args:
-        golden: the folder that is right.
-        folder: the one that is judged.
-        limits: what is still equal enough.
-        difference_folder: where a picture is written for every pair that differs at all: golden, judged, and
-            their difference, made as bright as it can be. Those of an earlier comparison there are removed.
+        golden: the folder of golden pictures.
+        folder: the one to compare with it.
+        limits: what passes.
+        difference_folder: where a picture is written for every pair that differs at all: golden, actual, and
+            their difference, made as bright as possible. Those of an earlier comparison there are removed.
         on_image: called with the number of pairs looked at and their total.
 
     Raises:
@@ -83,21 +84,21 @@ def compare(
             ``difference_folder`` that are something else.
         RunError: if a difference picture cannot be written.
     """
-    expected, found = _pictures(golden), _pictures(folder)
+    expected, actual = _pictures(golden), _pictures(folder)
     if not expected:
         raise UsageError(f"{golden}: holds no numbered pictures such as 000000.png")
-    both = [seed for seed in expected if seed in found]
+    both = [seed for seed in expected if seed in actual]
     if difference_folder is not None:
         _clear(difference_folder)
     matches = []
     for done, seed in enumerate(both, start=1):
-        matches.append(_match(seed, expected[seed], found[seed], limits, difference_folder))
+        matches.append(_match(seed, expected[seed], actual[seed], limits, difference_folder))
         on_image(done, len(both))
     return Comparison(
         tuple(matches),
-        tuple(seed for seed in expected if seed not in found),
-        tuple(seed for seed in found if seed not in expected),
-        _other_setting(expected, found, both),
+        tuple(seed for seed in expected if seed not in actual),
+        tuple(seed for seed in actual if seed not in expected),
+        _other_setting(expected, actual, both),
     )
 
 
@@ -107,7 +108,7 @@ def _clear(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         numbered = [Path(entry.path) for entry in os.scandir(folder) if _NUMBERED.fullmatch(entry.name)]
     except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"--diff-dir {folder}: is no folder, or lies in none; name another") from None
+        raise UsageError(f"--diff-dir {folder}: is not a folder, or cannot be made; name another") from None
     for path in numbered:
         if not DIFFERENCE.is_ours(path):
             raise UsageError(f"--diff-dir {folder}: {path.name} in there is no {DIFFERENCE.name}; name another folder")
@@ -157,11 +158,11 @@ def difference_picture(golden: np.ndarray, other: np.ndarray) -> Image.Image:
     return contact_sheet(panels, columns=3)
 
 
-def _other_setting(expected: dict[int, str], found: dict[int, str], both: list[int]) -> str | None:
-    """The first setting in which the first pair's sidecars differ, if both are there: it may explain all else."""
+def _other_setting(expected: dict[int, str], actual: dict[int, str], both: list[int]) -> str | None:
+    """The first setting in which the sidecars of the first pair differ, if both are there: it may explain the rest."""
     if not both:
         return None
-    one, other = (read_json(f"{files[both[0]].removesuffix('.png')}.json") for files in (expected, found))
+    one, other = (read_json(f"{files[both[0]].removesuffix('.png')}.json") for files in (expected, actual))
     if one is None or other is None:
         return None
     difference = first_difference(identity(one), identity(other))

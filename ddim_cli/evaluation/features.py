@@ -1,4 +1,4 @@
-"""Feature extractors: what turns pictures into the vectors that a distance is taken of.
+"""Feature extractors: they turn pictures into the vectors whose distance is measured.
 
 `open_extractor` knows three: Inception as torchmetrics has it, the bundled digit classifier, and a network of the
 user's own in TorchScript or as torch.export saved it.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddim_cli.errors import ModelError, RunError, UsageError
+from ddim_cli.errors import ModelError, RunError, UsageError, first_line
 from ddim_cli.evaluation import digits
 from ddim_cli.models.hashing import file_sha256
 from ddim_cli.models.weights import read_pickle
@@ -76,9 +76,6 @@ def _rgb(x: Tensor) -> Tensor:
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
 
 
-# The bundled digits.
-
-
 def _digits(device: torch.device) -> Extractor:
     network = digits.load_classifier().to(device)
 
@@ -109,9 +106,6 @@ def _digit_conversion(shape: tuple[int, int, int]) -> str | None:
     return f"pictures were {' and '.join(done)}" if done else None
 
 
-# Inception.
-
-
 def _inception(device: torch.device, weights: Path | None) -> Extractor:
     if weights is not None and not weights.is_file():
         raise UsageError(f"--inception {weights}: there is no such file")
@@ -134,7 +128,9 @@ def _inception(device: torch.device, weights: Path | None) -> Extractor:
             "file with --inception FILE"
         ) from None
     except RuntimeError as error:
-        raise ModelError(f"--inception {weights}: not the weights of this Inception: {_first_line(error)}") from None
+        raise ModelError(
+            f"--inception {weights}: not the weights of this Inception: {first_line(error, 200)}"
+        ) from None
     file = weights or Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     sha256 = file_sha256(file) if file.is_file() else None
     standard = sha256 is not None and sha256.startswith(STANDARD_WEIGHTS)
@@ -158,25 +154,18 @@ def _inception_class() -> tuple[type, str]:
             ) from None
         build = "no CUDA" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
         raise UsageError(
-            f"FID needs torch-fidelity, which cannot be imported: {_first_line(error)}. It needs a torchvision of the "
-            f"same build as torch (here {torch.__version__}, {build}): install both from the same package index, "
+            f"FID needs torch-fidelity, which cannot be imported: {first_line(error, 200)}. It needs a torchvision of "
+            f"the same build as torch (here {torch.__version__}, {build}): install both from the same package index, "
             f"{others}"
         ) from None
     return from_metrics.NoTrainInceptionV3, from_fidelity.URL_INCEPTION_V3
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-# A network of the user's own.
 
 
 def _users_own(path: Path, device: torch.device, values: str) -> Extractor:
     if values not in INPUTS:
         raise UsageError(f"--extractor-input {values}: it takes one of {', '.join(INPUTS)}")
     if not path.is_file():
-        raise UsageError(f"--extractor {path}: there is no such file, and the bundled one is {BUNDLED}")
+        raise UsageError(f"--extractor {path}: there is no such file; the bundled extractor is {BUNDLED}")
     kind = _kind(path)
     try:
         with warnings.catch_warnings():
@@ -184,7 +173,7 @@ def _users_own(path: Path, device: torch.device, values: str) -> Extractor:
             network = (_load_script if kind == "TorchScript" else _load_exported)(path, device)
     except Exception as error:
         # Loading runs what is in the file, and that may fail in any way.
-        raise UsageError(f"--extractor {path}: cannot be loaded as {kind}: {_first_line(error)}") from None
+        raise UsageError(f"--extractor {path}: cannot be loaded as {kind}: {first_line(error, 200)}") from None
     as_input = INPUTS[values]
     # Whether it wants three channels of grey pictures, once that is known.
     wants_rgb: bool | None = network.wants_rgb
@@ -194,7 +183,7 @@ def _users_own(path: Path, device: torch.device, values: str) -> Extractor:
         grey = x.shape[1] == 1
         for rgb in [wants_rgb] if wants_rgb is not None or not grey else [False, True]:
             try:
-                found = network(as_input(_rgb(x) if rgb else x))
+                features = network(as_input(_rgb(x) if rgb else x))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -206,20 +195,25 @@ def _users_own(path: Path, device: torch.device, values: str) -> Extractor:
                 ) from None
             if grey:
                 wants_rgb = rgb
-            return _checked(found, len(x), path)
+            return _checked(features, len(x), path)
         raise AssertionError("not reached")
 
     return Extractor(path.name, file_sha256(path), extract)
 
 
-def _checked(found: Any, count: int, path: Path) -> Tensor:
-    """``found`` as float32 [N, D]. Raises UsageError for anything that is not [N, D] or [N, D, 1, 1]."""
-    if isinstance(found, Tensor) and found.ndim == 4 and found.shape[2:] == (1, 1):
-        found = found.flatten(1)
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != count or not found.is_floating_point():
-        what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise UsageError(f"--extractor {path}: gave {what} for {count} pictures; floats [N, D] were expected")
-    return found.float()
+def _checked(features: Any, count: int, path: Path) -> Tensor:
+    """``features`` as float32 [N, D]. Raises UsageError for anything that is not [N, D] or [N, D, 1, 1]."""
+    if isinstance(features, Tensor) and features.ndim == 4 and features.shape[2:] == (1, 1):
+        features = features.flatten(1)
+    if (
+        not isinstance(features, Tensor)
+        or features.ndim != 2
+        or len(features) != count
+        or not features.is_floating_point()
+    ):
+        what = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise UsageError(f"--extractor {path}: gave {what} for {count} pictures; expected floats [N, D]")
+    return features.float()
 
 
 def _reason(error: BaseException) -> str:
@@ -254,7 +248,7 @@ class _Script:
 
     def __init__(self, module: torch.jit.ScriptModule):
         self._module = module
-        names = {argument.name for argument in module.forward.schema.arguments}
+        names = {argument.name for argument in module.forward.schema.arguments}  # type: ignore[attr-defined]  # of a script it is no function
         self._options = {"return_features": True} if "return_features" in names else {}
 
     def __call__(self, x: Tensor) -> Any:

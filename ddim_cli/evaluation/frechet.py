@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-# As in the code of Binkowski et al.
+# The values of Binkowski et al.'s code, so that numbers compare.
 SUBSETS, LARGEST_SUBSET = 100, 1000
-# Of a kernel's matrix, what is computed at a time: it stays in a core's cache.
+# A kernel matrix is computed in blocks of so many rows, which stay in a core's cache.
 ROWS = 64
 
 
-class Gaussian(NamedTuple):
+@dataclass(frozen=True)
+class Gaussian:
     """Mean [D] and covariance [D, D] of features, float64; ``count`` of how many, None where that is not known."""
 
     mean: np.ndarray
@@ -25,7 +27,7 @@ class Moments:
     """Mean and covariance of features that come batch by batch (Chan, Golub and LeVeque 1979, eq. 2.1)."""
 
     def __init__(self) -> None:
-        self._count, self._mean, self._scatter = 0, 0.0, 0.0
+        self._count, self._mean, self._scatter = 0, np.zeros(()), np.zeros(())
 
     def add(self, features: np.ndarray) -> None:
         """Take in ``features``, [N, D]."""
@@ -101,5 +103,5 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, seed: int = 0) -> KernelDistan
     def subset(x: np.ndarray) -> np.ndarray:
         return x[generator.choice(len(x), size, replace=False)]
 
-    found = [squared_mmd(subset(a), subset(b)) for _ in range(SUBSETS)]
-    return KernelDistance(math.fsum(found) / SUBSETS, float(np.std(found)), SUBSETS, size)
+    distances = [squared_mmd(subset(a), subset(b)) for _ in range(SUBSETS)]
+    return KernelDistance(math.fsum(distances) / SUBSETS, float(np.std(distances)), SUBSETS, size)

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from ddim_cli.sampling.host import return_memory
-from ddim_cli.sampling.loop import Sampler
-from ddim_cli.sampling.noise import ImageNoise
-from ddim_cli.sampling.plan import padded
+from ddim_cli.sampling.items import Item
+from ddim_cli.sampling.loop import Sampler, captured
+from ddim_cli.sampling.noise import BatchNoise
 
 # Side of the square matrices whose product is timed: large enough for full speed, small enough to be quick.
 MATRIX_SIDE = {"cuda": 8192, "cpu": 2048, "mps": 4096}
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -119,26 +118,13 @@ class NetworkClock:
             self.seconds += time.perf_counter() - started
 
 
-def _captured(call: Callable[[], Any]) -> Callable[[], Any]:
-    """``call`` as a CUDA graph, or itself where it cannot be captured."""
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
+def seconds_on_cuda(call: Callable[[], Any], times: int, device: torch.device) -> float:
+    """The current device's own time of ``times`` calls, between two events; replayed from a graph, if it can be."""
     try:
-        with torch.cuda.graph(graph):
-            call()
+        replay = captured(call, device)
     except RuntimeError:
-        torch.cuda.synchronize()
-        return call
-    return graph.replay
-
-
-def seconds_on_cuda(call: Callable[[], Any], times: int) -> float:
-    """The device's own time of ``times`` calls on the current device: replayed from a graph, between two events."""
-    replay = _captured(call)
+        torch.cuda.synchronize(device)
+        replay = call
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     replay()
     start.record()
@@ -150,23 +136,22 @@ def seconds_on_cuda(call: Callable[[], Any], times: int) -> float:
 
 
 @torch.inference_mode()
-def network_alone(sampler: Sampler, seeds: Sequence[int], batch_size: int) -> float:
-    """Seconds that a batch's network calls take with nothing between them, on that batch's first input.
+def network_alone(sampler: Sampler, items: Sequence[Item], rows: int) -> float:
+    """Seconds that the network calls of a batch take with nothing between them, on that batch's first input.
 
     On CUDA they are replayed from a graph, where the network can be captured, and timed by events:
     only the device's own work counts, not the launching of it.
     """
-    rows = padded(seeds, batch_size)
-    device, steps = sampler.device, len(sampler.table)
-    x = ImageNoise(rows, sampler.shape, device).draw().to(sampler.dtype)
-    condition = sampler.condition(rows)
+    device, steps = sampler.device, len(sampler.down.table)
+    x = BatchNoise(items, rows, sampler.shape, device).initial().to(sampler.dtype)
+    condition, first = sampler.conditions(items, rows), torch.zeros(1, dtype=torch.int64, device=device)
 
     def call() -> Tensor:
-        return sampler.network(x, 0, *condition)
+        return sampler.down.network(x, first, *condition)
 
     if device.type == "cuda":
         with torch.cuda.device(device):
-            return seconds_on_cuda(call, steps)
+            return seconds_on_cuda(call, steps, device)
     call()
     synchronize(device)
     started = time.perf_counter()

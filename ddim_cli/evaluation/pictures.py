@@ -1,4 +1,4 @@
-"""Pictures from wherever they lie, in batches: a folder, files by name, or an array in an .npz."""
+"""Read pictures in batches: from a folder, from files by name, or from an array in an .npz."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddim_cli.errors import UsageError
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.npz import read_rows
-from ddim_cli.outputs.picture import ENDINGS, is_picture_file
+from ddim_cli.outputs.picture import ENDINGS, is_picture_file, to_pixels
 
 _READERS = min(8, os.cpu_count() or 1)
 # Modes of PIL that are grey with at most eight bits; one with more would lose them.
@@ -48,7 +48,7 @@ class PictureFiles:
         with ThreadPoolExecutor(_READERS) as pool:
             parts = (self._paths[i : i + batch_size] for i in range(0, len(self), batch_size))
             read = (pool.map(read_picture, part) for part in parts)
-            # The next batch is read while this one is looked at.
+            # The next batch is read while this one is in use.
             waiting = list(itertools.islice(read, 1))
             while waiting:
                 waiting += itertools.islice(read, 1)
@@ -63,9 +63,7 @@ class PictureArray:
         self.where, self._path = str(path), path
         with read_rows(path, "arr_0") as (shape, dtype, _):
             if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-                raise UsageError(
-                    f"{path}: arr_0 is {dtype} {list(shape)}; uint8 [N, H, W, C] with C = 1 or 3 was expected"
-                )
+                raise UsageError(f"{path}: arr_0 is {dtype} {list(shape)}; expected uint8 [N, H, W, C] with C = 1 or 3")
             self._count = shape[0]
         if count is not None:
             self._count = check_count(count, self._count, self.where)
@@ -85,7 +83,7 @@ def read_picture(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode in _DEEP:
                 raise UsageError(f"{path}: has more than eight bits a channel; convert it first")
-            pixels = np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+            return to_pixels(image.convert("L" if image.mode in _GREY else "RGB"))
     except UsageError:
         raise
     except FileNotFoundError:
@@ -93,7 +91,6 @@ def read_picture(path: Path) -> np.ndarray:
     except Exception:
         # Pillow meets damage with errors of many kinds.
         raise UsageError(f"{path}: cannot be read as a picture") from None
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def check_count(asked: int, there: int, where: str) -> int:
@@ -123,15 +120,15 @@ def _files(path: Path, count: int | None) -> list[Path]:
     folder = OutputFolder(path)
     if (folder.read_manifest() or {}).get("schema") == RUN_SCHEMA:
         return files_of(folder, sorted(folder.planned()), count)
-    found = sorted(p for p in path.rglob("*") if is_picture_file(p))
-    if not found and folder.strips():
+    paths = sorted(p for p in path.rglob("*") if is_picture_file(p))
+    if not paths and folder.strips():
         raise UsageError(
-            f"{path}: is a folder of ddim trajectory, whose strips are no pictures to score; name the folder that ddim "
-            "sample makes of the same settings and seeds"
+            f"{path}: is a folder of ddim trajectory, whose strips cannot be scored; name the folder that ddim sample "
+            "makes with the same settings and seeds"
         )
-    if not found:
+    if not paths:
         raise UsageError(f"{path}: holds no pictures ({' '.join(sorted(ENDINGS))})")
-    return found[: check_count(count, len(found), str(path))] if count is not None else found
+    return paths[: check_count(count, len(paths), str(path))] if count is not None else paths
 
 
 def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = None) -> list[Path]:

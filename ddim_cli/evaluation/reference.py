@@ -1,4 +1,4 @@
-"""Statistics of a set of pictures in some features, kept in an .npz: a reference that need not be computed again.
+"""Statistics of the features of a set of pictures, kept in an .npz: a reference that need not be computed again.
 
 `mu` [D] and `sigma` [D, D] are as other tools name them. Ours have besides `images`, how many pictures they are of,
 `extractor`, the sha256 of what computed the features, and `features` [K, D] of some of the pictures, for the kernel
@@ -39,7 +39,7 @@ def write_statistics(
     """Write an .npz that `read_statistics` reads; the file appears whole.
 
     Raises:
-        UsageError: for a file that is there and is none of ours, unless ``overwrite``.
+        UsageError: for a file that is there and was not written by this tool, unless ``overwrite``.
         RunError: for a file that cannot be written.
     """
     known = {"images": gaussian.count, "extractor": extractor, "features": features}
@@ -73,9 +73,9 @@ def read_statistics(path: Path) -> Statistics:
         raise UsageError(f"{path}: not a whole .npz of statistics: {error}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         shapes = f"{list(mean.shape)} and {list(covariance.shape)}"
-        raise UsageError(f"{path}: mu and sigma are {shapes}; [D] and [D, D] were expected")
+        raise UsageError(f"{path}: mu and sigma are {shapes}; expected [D] and [D, D]")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise UsageError(f"{path}: mu or sigma holds values that are not finite")
     if features is not None and features.shape[1:] != mean.shape:
-        raise UsageError(f"{path}: features are {list(features.shape)}; [K, {len(mean)}] was expected")
+        raise UsageError(f"{path}: features are {list(features.shape)}; expected [K, {len(mean)}]")
     return Statistics(Gaussian(mean, covariance, count), features, extractor)

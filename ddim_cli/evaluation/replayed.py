@@ -1,23 +1,24 @@
-"""Pictures made again, against their originals: equal hashes where they are promised, else within a tolerance."""
+"""Compare pictures made again with their originals: equal hashes where they are promised, else within a tolerance."""
 
 from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddim_cli.evaluation.pixels import largest_difference, psnr_db, size_text
-from ddim_cli.outputs.folder import OutputFolder, read_json
 from ddim_cli.outputs.picture import read_pixels
-from ddim_cli.sampling.replay import Group, Original
+from ddim_cli.outputs.provenance import text_inside
+from ddim_cli.sampling.replay import Original
 
-# Where hashes need not be equal: in float32 each value within this of 0..255, below it a median PSNR of so many dB.
+# Where hashes may differ: in float32 no value, 0..255, by more than this; in a lower precision a median PSNR in dB.
 MAX_DIFF = 1
 MEDIAN_PSNR = 40.0
-# What must be the same for equal hashes; of the device, its kind and name, not its number.
+# Equal hashes are promised where these are the same; of the device its kind and name count, not its number.
 _CONDITIONS = ("device_name", "dtype", "tf32", "compile", "batch_size", "threads")
 _VERSIONS = ("torch", "diffusers", "python", "ddim_cli")
 
@@ -39,23 +40,29 @@ class Agreement(NamedTuple):
 
 def other_condition(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first of the conditions for equal hashes in which two sections ``runtime`` differ, in words."""
-    pairs = [("device", *(str(r.get("device")).partition(":")[0] for r in (before, now)))]
-    pairs += [(key, before.get(key), now.get(key)) for key in _CONDITIONS]
-    versions = [r.get("versions") if isinstance(r.get("versions"), dict) else {} for r in (before, now)]
-    pairs += [(name, *(v.get(name) for v in versions)) for name in _VERSIONS]
-    return next((f"{key} {old} then, {new} now" for key, old, new in pairs if old != new), None)
+
+    def told(runtime: Mapping[str, Any]) -> dict[str, Any]:
+        versions = runtime.get("versions")
+        return {
+            "device": str(runtime.get("device")).partition(":")[0],
+            **{key: runtime.get(key) for key in _CONDITIONS},
+            **{name: versions.get(name) if isinstance(versions, dict) else None for name in _VERSIONS},
+        }
+
+    old, new = told(before), told(now)
+    return next((f"{key} {old[key]} then, {new[key]} now" for key in old if old[key] != new[key]), None)
 
 
-def check_group(group: Group, folder: OutputFolder) -> list[Agreement]:
-    """Compare the originals of a group with the pictures of their seeds in ``folder``."""
-    # Each by its own sidecar: where memory did not suffice, later pictures are of smaller batches.
-    runtimes = [read_json(folder.sidecar(o.seed))["runtime"] for o in group.originals]
-    exact = _is_exact(group.first.runtime) and _is_exact(runtimes[0])
-    found = [
-        _check(o, read_pixels(folder.picture(o.seed)), runtime, exact)
-        for o, runtime in zip(group.originals, runtimes, strict=True)
+def check_group(pairs: Sequence[tuple[Original, Path]]) -> list[Agreement]:
+    """Compare originals of equal settings with the files in which they were made again."""
+    # Each by its own text: where memory did not suffice, later pictures are of smaller batches.
+    runtimes = [text_inside(again)["runtime"] for _, again in pairs]
+    exact = all(_is_exact(runtime) for runtime in (pairs[0][0].runtime, runtimes[0]))
+    agreements = [
+        _check(original, read_pixels(again), runtime, exact)
+        for (original, again), runtime in zip(pairs, runtimes, strict=True)
     ]
-    return found if exact else _with_median(found)
+    return agreements if exact else _with_median(agreements)
 
 
 def _is_exact(runtime: Mapping[str, Any]) -> bool:
@@ -95,16 +102,16 @@ def _why_not(other: str | None, largest: int | None, exact: bool) -> str | None:
     return None
 
 
-def _with_median(found: list[Agreement]) -> list[Agreement]:
+def _with_median(agreements: list[Agreement]) -> list[Agreement]:
     """In a lower precision than float32 single pictures vary: the median of them all is what is held to a limit."""
-    judged = [a.psnr for a in found if a.psnr is not None]
-    if not judged or statistics.median(judged) >= MEDIAN_PSNR:
-        return found
-    text = f"the median PSNR is {statistics.median(judged):.1f} dB, below {MEDIAN_PSNR:g}"
-    low = [a.psnr is not None and a.psnr < MEDIAN_PSNR and a.problem is None for a in found]
-    return [a._replace(problem=text) if is_low else a for a, is_low in zip(found, low, strict=True)]
+    values = [a.psnr for a in agreements if a.psnr is not None]
+    if not values or statistics.median(values) >= MEDIAN_PSNR:
+        return agreements
+    text = f"the median PSNR is {statistics.median(values):.1f} dB, below {MEDIAN_PSNR:g}"
+    low = [a.psnr is not None and a.psnr < MEDIAN_PSNR and a.problem is None for a in agreements]
+    return [a._replace(problem=text) if is_low else a for a, is_low in zip(agreements, low, strict=True)]
 
 
-def worst(found: Iterable[Agreement]) -> Agreement | None:
+def worst(agreements: Iterable[Agreement]) -> Agreement | None:
     """The one with the lowest PSNR."""
-    return min((a for a in found if a.psnr is not None), key=lambda a: a.psnr, default=None)
+    return min((a for a in agreements if a.psnr is not None), key=lambda a: a.psnr or 0.0, default=None)

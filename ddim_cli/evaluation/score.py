@@ -18,18 +18,12 @@ import torch
 from ddim_cli.errors import RunError, UsageError
 from ddim_cli.evaluation import digits
 from ddim_cli.evaluation.features import BUNDLED, Extractor, open_extractor
-from ddim_cli.evaluation.frechet import (
-    Gaussian,
-    KernelDistance,
-    Moments,
-    frechet_distance,
-    kernel_distance,
-)
+from ddim_cli.evaluation.frechet import Gaussian, KernelDistance, Moments, frechet_distance, kernel_distance
 from ddim_cli.evaluation.pictures import PictureFiles, Pictures, open_pictures
 from ddim_cli.evaluation.reference import holds, read_statistics, spread_out, write_statistics
 from ddim_cli.models.device import choose_device
 from ddim_cli.sampling.loop import is_out_of_memory
-from ddim_cli.sampling.precision import without_tf32
+from ddim_cli.sampling.precision import tf32
 
 # Features are kept of so many pictures at most, for the kernel distance: of Inception's 80 MB.
 MOST_KEPT = 10_000
@@ -177,7 +171,7 @@ class Judge:
         return Score(
             frechet_distance(mine, theirs),
             kid,
-            mine.count,
+            len(pictures),
             self.extractor,
             len(mine.mean),
             self.source,
@@ -258,12 +252,13 @@ def _summarize(
     if total < 2:
         where = pictures.where or "no pictures"
         raise UsageError(f"{where}: a distance needs at least two pictures, and here is {total or 'none'}")
-    moments, kept, notes = Moments(), [], {}
+    moments, kept = Moments(), []
+    notes: dict[str, None] = {}
     positions = spread_out(total, MOST_KEPT)
-    with without_tf32():
+    with tf32(False):
         for batch in pictures.batches(batch_size):
             x = torch.from_numpy(np.array(batch.transpose(0, 3, 1, 2))).to(device)
-            note = extractor.conversion(tuple(x.shape[1:]))
+            note = extractor.conversion((x.shape[1], x.shape[2], x.shape[3]))
             if note is not None:
                 notes[note] = None
             features = _extract(extractor, x, pictures.where)

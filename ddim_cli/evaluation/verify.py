@@ -1,4 +1,4 @@
-"""Is an output folder what its own records say: nothing missing, nothing extra, nothing changed."""
+"""Check an output folder against its own records: nothing missing, nothing extra, nothing changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from PIL import Image
 from ddim_cli.config.seeds import parse_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.figures import shortened
-from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
+from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity, of_the_picture
+from ddim_cli.outputs.store import read_json
 from ddim_cli.outputs.sweep_manifest import is_sweep
 
 
@@ -29,22 +30,22 @@ class Problem(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What was found in a folder: the ``images`` its run.json names, those of no seed and strips, and what is wrong."""
+    """How many ``images`` were checked, those of run.json, those of no seed and strips; and what is wrong."""
 
     images: int
     problems: tuple[Problem, ...]
 
 
 def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total: None) -> Verified:
-    """Look at every pair of the folder ``path``.
+    """Check every pair of the folder ``path``.
 
-    Pictures of no seed, which are frames, reconstructions and pictures from latents, are held against their own
+    Pictures of no seed, which are frames, reconstructions and pictures from latents, are checked against their own
     sidecars, and the strips of a trajectory against the text inside them; no run.json says which of them belong there.
 
-    ``on_image`` is called with the number of images looked at and their total.
+    ``on_image`` is called with the number of images checked and their total.
 
     Raises:
-        UsageError: for a path that is no output folder.
+        UsageError: for a path that is not an output folder.
     """
     folder = OutputFolder(path)
     if not path.is_dir():
@@ -55,28 +56,25 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
     unnumbered, strips = list(folder.unnumbered_pairs()), folder.strips()
     others = len(unnumbered) + len(strips)
     if not folder.manifest.exists() and not sidecars and not pictures and not others:
-        raise UsageError(f"{path}: holds neither run.json nor numbered pictures; it is no output folder of ddim")
-    problems = []
+        raise UsageError(f"{path}: holds neither run.json nor numbered pictures; it is not an output folder of ddim")
+    problems: list[Problem] = []
     only_others = others and not (folder.manifest.exists() or sidecars or pictures)
     seeds, settings = ((), None) if only_others else _plan(folder, problems)
-    planned, total = frozenset(seeds), len(seeds) + others
-    for done, seed in enumerate(seeds, start=1):
-        text = check_pair(seed, sidecars.get(seed, []), pictures.get(seed, []), settings)
+    total = len(seeds) + others
+
+    def checked() -> Iterator[tuple[Path, int | None, str | None]]:
+        for seed in seeds:
+            text = check_pair(seed, sidecars.get(seed, []), pictures.get(seed, []), settings)
+            yield folder.picture(seed) if text is not None else path, seed, text
+        yield from ((sidecar.with_suffix(".png"), None, _check_unnumbered(sidecar)) for sidecar in unnumbered)
+        yield from ((strip, seed, _check_strip(seed, strip, settings)) for seed, _, strip in strips)
+
+    for done, (file, number, text) in enumerate(checked(), start=1):
         if text is not None:
-            problems.append(Problem(folder.picture(seed).relative_to(path).as_posix(), seed, text))
-        on_image(done, total)
-    for done, sidecar in enumerate(unnumbered, start=len(seeds) + 1):
-        text = _check_unnumbered(sidecar)
-        if text is not None:
-            problems.append(Problem(sidecar.with_suffix(".png").name, None, text))
-        on_image(done, total)
-    for done, (seed, _, strip) in enumerate(strips, start=len(seeds) + len(unnumbered) + 1):
-        text = _check_strip(seed, strip, settings)
-        if text is not None:
-            problems.append(Problem(strip.name, seed, text))
+            problems.append(Problem(file.relative_to(path).as_posix(), number, text))
         on_image(done, total)
     if settings is not None:
-        problems += _extra(folder, planned, sidecars, pictures)
+        problems += _extra(folder, frozenset(seeds), sidecars, pictures)
     if folder.grid.exists() and _decoded(str(folder.grid)) is None:
         problems.append(Problem("grid.png", None, "does not decode"))
     return Verified(total, tuple(problems))
@@ -163,8 +161,8 @@ def _check_sidecar(
     difference = first_difference(identity(sidecar), settings) if settings is not None else None
     if difference is not None:
         key, *values = difference
-        found, expected = (shortened(json.dumps(value), 40) for value in values)
-        return f"was made with {key} = {found}, the run with {expected}"
+        actual, expected = (shortened(json.dumps(value), 40) for value in values)
+        return f"was made with {key} = {actual}, the run with {expected}"
     return None
 
 

@@ -7,41 +7,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ddim_cli.config.seeds import parse_classes, parse_list
+from ddim_cli.config.layers import Layer
+from ddim_cli.config.seeds import parse_list
 from ddim_cli.errors import UsageError
-from ddim_cli.sampling.resolve import Run
+from ddim_cli.experiments.rules import check_deterministic
+from ddim_cli.sampling.items import Item, Slerp, frame_item, one_class
+from ddim_cli.sampling.resolve import Run, resolve
 
 LINE_FRAMES, SQUARE_FRAMES = 11, 8
 # Beyond this a strip is no picture that anything opens.
 MOST_FRAMES = 10_000
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame: the noise of ``seeds`` at ``weights``.
-
-    Two seeds and a weight w, from 0 for the first to 1 for the second; or the four corners of a square (top left, top
-    right, bottom left, bottom right) and two weights, to the right and down.
-    """
-
-    seeds: tuple[int, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def seed(self) -> int | None:
-        """The seed whose own noise this is, None between them."""
-        if not set(self.weights) <= {0.0, 1.0}:
-            return None
-        across, down = (*self.weights, 0.0)[:2]
-        return self.seeds[int(across) + 2 * int(down)]
-
-    def facts(self) -> dict[str, Any]:
-        """The entry ``sampling.between`` of its sidecar."""
-        weight = {"weight": self.weights[0]} if len(self.weights) == 1 else {"weight": list(self.weights)}
-        return {"seeds": list(self.seeds), **weight}
-
-    def label(self) -> str:
-        return f"seed {self.seed}" if self.seed is not None else f"{self.weights[0]:.2g}"
 
 
 @dataclass(frozen=True)
@@ -82,14 +57,17 @@ class Between:
     def __len__(self) -> int:
         return self.count**2 if self.square else (len(self.seeds) - 1) * (self.count - 1) + 1
 
-    def frames(self) -> list[Frame]:
+    def frames(self) -> list[Slerp]:
         """All frames: of a path in its order, of a square row by row. A seed on a path is one frame."""
         weights = [i / (self.count - 1) for i in range(self.count)]
         if self.square:
-            return [Frame(self.seeds, (across, down)) for down in weights for across in weights]
+            return [Slerp(self.seeds, (across, down)) for down in weights for across in weights]
         legs = list(pairwise(self.seeds))
         # A seed on the way is the end of the way to it, so that a longer path begins with the same frames.
-        return [Frame(legs[0], (0.0,)), *(Frame(leg, (weight,)) for leg in legs for weight in weights[1:])]
+        return [Slerp(legs[0], (0.0,)), *(Slerp(leg, (weight,)) for leg in legs for weight in weights[1:])]
+
+    def items(self, class_number: int | None) -> list[Item]:
+        return [frame_item(f"frame_{n:03d}", frame, class_number) for n, frame in enumerate(self.frames())]
 
     def facts(self) -> dict[str, Any]:
         """What the strip says of itself."""
@@ -110,18 +88,15 @@ WHY_ETA_0 = (
 )
 
 
-def class_of(run: Run, seeds: Sequence[int]) -> int | None:
-    """The class of all frames, None of an unconditional network. UsageError where the seeds have several."""
-    if run.config.sampling.classes is None:
-        return None
-    classes = parse_classes(run.config.sampling.classes)
-    found: dict[int, int] = {}
-    for seed in seeds:
-        found.setdefault(classes[seed % len(classes)], seed)
-    if len(found) > 1:
-        (a, first), (b, second) = list(found.items())[:2]
-        raise UsageError(
-            f"--classes {run.config.sampling.classes}: the seeds {first} and {second} have the classes {a} and {b}, "
-            "and there is none between them; name one class"
-        )
-    return next(iter(found))
+def resolve_interpolation(layers: Sequence[Layer], between: Between) -> Run:
+    """The run that makes the frames.
+
+    Raises:
+        ConfigError: for settings that cannot work together.
+        ModelError: for a model that is not there or cannot be sampled from.
+        UsageError: for an eta other than 0, and for seeds of several classes.
+    """
+    run = resolve(layers)
+    check_deterministic(run, WHY_ETA_0)
+    one_class(run.config, between.seeds)
+    return run

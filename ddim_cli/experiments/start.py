@@ -6,36 +6,26 @@ Needs no torch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ddim_cli.config.layers import Layer
 from ddim_cli.errors import UsageError
+from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.latents import LatentFile, open_latents
 from ddim_cli.outputs.sidecar import first_difference, identity
-from ddim_cli.sampling.replay import Original, model_layer, settings_layer
-from ddim_cli.sampling.resolve import Run
+from ddim_cli.sampling.items import Latent, one_class
+from ddim_cli.sampling.replay import model_layer, settings_layer
+from ddim_cli.sampling.resolve import Run, resolve
 
 WHY_ETA_0 = (
     "sampling from a latent needs eta 0. The noise of each step comes from an image's seed, and a latent has none"
 )
 SEED_KEYS = ("sampling.seeds", "sampling.seed", "sampling.num_images")
 _SAID_BY_USER = ("--set", "--seeds", "--seed", "--num-images")
-
-
-@dataclass(frozen=True)
-class Start:
-    """One latent: row ``index`` of ``file``, or the only one (None); its picture is ``name``.latent.png."""
-
-    file: LatentFile
-    index: int | None
-
-    @property
-    def name(self) -> str:
-        return self.file.stem if self.index is None else f"{self.file.stem}-{self.index:03d}"
 
 
 def find_latents(paths: Sequence[Path]) -> list[LatentFile]:
@@ -62,12 +52,11 @@ def find_latents(paths: Sequence[Path]) -> list[LatentFile]:
     return found
 
 
-def starts_of(files: Sequence[LatentFile]) -> list[Start]:
-    """All latents of the files, in their order."""
-    return [Start(file, index) for file in files for index in file.indices]
+def starts_of(files: Sequence[LatentFile]) -> list[Latent]:
+    return [Latent(file, index) for file in files for index in file.indices]
 
 
-def folder_ending(files: Sequence[LatentFile]) -> str:
+def folder_ending(files: Iterable[LatentFile]) -> str:
     """The ending of the default folder's name where the plain one holds pictures of other latents of these names.
 
     It tells which folders the latents lie in: there, names are told apart.
@@ -93,25 +82,24 @@ def inside_layer(files: Sequence[LatentFile], layers: Sequence[Layer]) -> Layer:
         ConfigError: for settings that this version does not know.
         ModelError: if the model is not where it was, and the user names no other.
     """
-    file = next((file for file in files if file.record is not None), None)
-    if file is None:
+    told = next(((file.path, file.record) for file in files if file.record is not None), None)
+    if told is None:
         return Layer({}, {})
-    origin = str(file.path)
-    original = Original(file.path, file.record, None)
-    own = settings_layer(original)
+    path, record = told
+    own = settings_layer(record, path)
     # Device and speed are this machine's; the dtype bears on the picture.
     values = {k: v for k, v in own.values.items() if not k.startswith("runtime.")}
-    values["runtime.dtype"] = file.record["runtime"].get("dtype", "auto")
+    values["runtime.dtype"] = record["runtime"].get("dtype", "auto")
     if any("model.source" in layer.values for layer in layers):
         values = {k: v for k, v in values.items() if not k.startswith("model.")}
     else:
-        values |= model_layer(original).values
-    return replace(own, values=values, origins=dict.fromkeys(values, origin))
+        values |= model_layer(record, path).values
+    return replace(own, values=values, origins=dict.fromkeys(values, str(path)))
 
 
 def check_shapes(files: Sequence[LatentFile], run: Run) -> None:
     """UsageError for latents of another shape than the network takes."""
-    shape = (run.model.channels, *run.model.size)
+    shape = run.model.shape
     for file in files:
         if file.shape[-3:] != shape:
             found, wanted = (" x ".join(map(str, s)) for s in (file.shape[-3:], shape))
@@ -136,3 +124,19 @@ def differences(files: Sequence[LatentFile], record: Mapping[str, Any]) -> list[
         "the one that was inverted"
         for text, paths in found.items()
     ]
+
+
+def resolve_latents(files: Sequence[LatentFile], layers: Sequence[Layer]) -> Run:
+    """The run of latents: the settings inside the files lie below the user's.
+
+    Raises:
+        ConfigError: for settings that cannot work together.
+        ModelError: for a model that is not there or cannot be sampled from.
+        UsageError: for seeds beside latents, an eta other than 0, several classes, and latents of another shape.
+    """
+    check_no_seeds(layers)
+    run = resolve([inside_layer(files, layers), *layers])
+    check_deterministic(run, WHY_ETA_0)
+    one_class(run.config)
+    check_shapes(files, run)
+    return run

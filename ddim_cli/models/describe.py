@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from ddim_cli.config.layers import Layer, nearest
 from ddim_cli.config.schema import ModelSettings, SchedulerSettings
 from ddim_cli.errors import ModelError
 from ddim_cli.models.directory import SCHEDULER, config_candidates, find_layout, find_weights
-from ddim_cli.models.hashing import files_sha256
+from ddim_cli.models.hashing import file_sha256, files_sha256, joint_sha256
 from ddim_cli.models.hub import is_hub_id, open_repository
 
 BUNDLED = Path(__file__).parent / "bundled"
 NETWORK_CLASS = "UNet2DModel"
-# Of UNet2DModel, where a config leaves them out.
+# What UNet2DModel takes where a config leaves these out.
 _NETWORK_DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
@@ -33,12 +33,13 @@ CHECKPOINT_ENDINGS = (".ckpt", ".pth", ".pt", ".bin")
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model that was found.
+    """What is known of a model without reading its weights.
 
     ``kind`` is bundled, directory, hub, checkpoint (of the original code) or file (one safetensors
     file); ``network`` the UNet's config; ``scheduler`` the DDIM keys of the scheduler that came with
     it, or None; ``unused_scheduler_keys`` those of its keys that DDIM has no use for; ``where`` its
-    place, for messages; ``notes`` what a user should be told.
+    place, for messages; ``notes`` what a user should be told; ``announce_weights`` gives sha256 and number of
+    elements of weights that are not here yet, or None.
     """
 
     source: str
@@ -53,15 +54,29 @@ class ModelDescription:
     revision: str | None = None
     ema: bool = True
     notes: tuple[str, ...] = ()
+    announce_weights: Callable[[], tuple[str, int] | None] = field(default=lambda: None, repr=False, compare=False)
+
+    @cached_property
+    def _announced(self) -> tuple[str, int] | None:
+        return self.announce_weights()
 
     @cached_property
     def weights(self) -> tuple[Path, ...]:
-        """The files that hold the parameters; from the Hub, they are downloaded now."""
+        """The files that hold the parameters; from the Hub, they are downloaded now, and held to what it announced.
+
+        Raises:
+            ModelError: if they cannot be had, or are not what was announced.
+        """
         return self.fetch_weights()
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights file; of several, of their hashes in the order of their names."""
+        """Of the weights file; of several, of their hashes in the order of their names.
+
+        Of safetensors on the Hub that are not in the cache yet, what it announces; its .bin files are fetched for it.
+        """
+        if self._announced is not None:
+            return self._announced[0]
         return files_sha256(self.weights)
 
     @property
@@ -72,12 +87,14 @@ class ModelDescription:
 
     @cached_property
     def parameters(self) -> int:
-        """Number of elements of all tensors, of headers where files have them."""
+        """Number of elements of all tensors, of headers where files have them; from the Hub as `sha256`."""
+        if self._announced is not None:
+            return self._announced[1]
         from ddim_cli.models.weights import count_elements, safetensors_header
 
         if all(path.suffix == ".safetensors" for path in self.weights):
             return sum(count_elements(safetensors_header(path), path) for path in self.weights)
-        from ddim_cli.models.load import read_weights
+        from ddim_cli.models.stored import read_weights
 
         return sum(tensor.numel() for _, tensor in read_weights(self))
 
@@ -90,6 +107,11 @@ class ModelDescription:
         """Height and width of an image."""
         size = self.network["sample_size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.channels, *self.size)
 
     @property
     def learned_variance(self) -> bool:
@@ -109,21 +131,20 @@ class ModelDescription:
 
 
 def bundled_names() -> list[str]:
-    """The names of the models that ship in the package."""
     return sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError, calling it ``what``."""
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: {what} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {what} is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ModelError(f"{path}: {what} is not a JSON object")
-    return found
+    return value
 
 
 def ddim_keys(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -138,21 +159,29 @@ def read_scheduler_config(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return ddim_keys(read_json(path, "the scheduler's config"))
 
 
+def _scheduler(path: Path | None) -> dict[str, Any]:
+    """What a `ModelDescription` says of the scheduler in this file, if there is one. Raises ModelError."""
+    if path is None:
+        return {}
+    keys, unused = read_scheduler_config(path)
+    return {"scheduler": keys, "scheduler_name": SCHEDULER, "unused_scheduler_keys": unused}
+
+
 def _positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-def checked_network(found: Mapping[str, Any], settings: ModelSettings, where: str) -> dict[str, Any]:
+def checked_network(config: Mapping[str, Any], settings: ModelSettings, where: str) -> dict[str, Any]:
     """A network's config with what sampling needs filled in. Raises ModelError for one it cannot sample from."""
-    network = {**_NETWORK_DEFAULTS, **found}
+    network = {**_NETWORK_DEFAULTS, **config}
     name = network.get("_class_name", NETWORK_CLASS)
     if name != NETWORK_CLASS:
         raise ModelError(f"{where}: the network is a {name}; this tool samples from a {NETWORK_CLASS}")
     if settings.image_size is not None:
         network["sample_size"] = settings.image_size
     size = network.get("sample_size")
-    pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(map(_positive, size))
-    if (not pair and not _positive(size)) or max(size if pair else (size,)) > MOST_PIXELS:
+    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size,)
+    if not all(map(_positive, sides)) or max(sides) > MOST_PIXELS:
         raise ModelError(f"{where}: sample_size is {json.dumps(size)}; give the size of an image with --image-size")
     channels, out = network["in_channels"], network["out_channels"]
     if not _positive(channels) or out not in (channels, 2 * channels):
@@ -190,7 +219,6 @@ def _from_directory(directory: Path, settings: ModelSettings, kind: str) -> Mode
     weights = find_weights(
         files, layout.folder, settings.variant, lambda f: read_json(directory / f, "the index of shards"), where
     )
-    scheduler, unused = read_scheduler_config(directory / layout.scheduler) if layout.scheduler else (None, ())
     config = directory / layout.config
     return ModelDescription(
         source=settings.source,
@@ -199,10 +227,15 @@ def _from_directory(directory: Path, settings: ModelSettings, kind: str) -> Mode
         where=where,
         network=checked_network(read_json(config, "the network's config"), settings, str(config)),
         fetch_weights=lambda: tuple(directory / file for file in weights),
-        scheduler=scheduler,
-        scheduler_name=SCHEDULER if layout.scheduler else None,
-        unused_scheduler_keys=unused,
+        **_scheduler(directory / layout.scheduler if layout.scheduler else None),
     )
+
+
+def _facts(path: Path) -> tuple[str, int]:
+    """The sha256 of a safetensors file and the number of its elements. Raises ModelError."""
+    from ddim_cli.models.weights import count_elements, safetensors_header
+
+    return file_sha256(path), count_elements(safetensors_header(path), path)
 
 
 def _from_hub(settings: ModelSettings, cached_only: bool) -> ModelDescription:
@@ -211,16 +244,22 @@ def _from_hub(settings: ModelSettings, cached_only: bool) -> ModelDescription:
     where = settings.source
     layout = find_layout(repository.files, settings.subfolder, where)
     network = read_json(repository.fetch(layout.config), "the network's config")
-    scheduler, unused = None, ()
-    if layout.scheduler:
-        scheduler, unused = read_scheduler_config(repository.fetch(layout.scheduler))
+    scheduler = _scheduler(repository.fetch(layout.scheduler) if layout.scheduler else None)
 
     def read(file: str) -> dict[str, Any]:
         return read_json(repository.fetch(file), "the index of shards")
 
-    def fetch() -> tuple[Path, ...]:
-        weights = find_weights(repository.files, layout.folder, settings.variant, read, where)
-        return tuple(repository.fetch(file) for file in weights)
+    @cache
+    def weights() -> list[str]:
+        return find_weights(repository.files, layout.folder, settings.variant, read, where)
+
+    def announce() -> tuple[str, int] | None:
+        found = [repository.announced(file) for file in weights()]
+        if not any(found):
+            return None
+        # A part of the shards may be in the cache.
+        facts = [f or _facts(repository.fetch(file)) for file, f in zip(weights(), found, strict=True)]
+        return joint_sha256([sha256 for sha256, _ in facts]), sum(elements for _, elements in facts)
 
     return ModelDescription(
         source=settings.source,
@@ -228,11 +267,10 @@ def _from_hub(settings: ModelSettings, cached_only: bool) -> ModelDescription:
         kind="hub",
         where=where,
         network=checked_network(network, settings, f"{where}: {layout.config}"),
-        fetch_weights=fetch,
-        scheduler=scheduler,
-        scheduler_name=SCHEDULER if layout.scheduler else None,
-        unused_scheduler_keys=unused,
+        fetch_weights=lambda: tuple(repository.fetch(file) for file in weights()),
+        announce_weights=announce,
         revision=repository.commit,
+        **scheduler,
     )
 
 
@@ -254,11 +292,10 @@ def _from_weights_file(path: Path, settings: ModelSettings) -> ModelDescription:
         network, origin = _metadata_json(path, metadata, "config"), f"{path}'s metadata"
     else:
         raise ModelError(f"{path}: there is neither a config.json beside it nor a config in its metadata")
-    scheduler, unused = None, ()
-    if scheduler_file is not None:
-        scheduler, unused = read_scheduler_config(scheduler_file)
-    elif "scheduler_config" in metadata:
-        scheduler, unused = ddim_keys(_metadata_json(path, metadata, "scheduler_config"))
+    scheduler = _scheduler(scheduler_file)
+    if scheduler_file is None and "scheduler_config" in metadata:
+        keys, unused = ddim_keys(_metadata_json(path, metadata, "scheduler_config"))
+        scheduler = {"scheduler": keys, "scheduler_name": "metadata", "unused_scheduler_keys": unused}
     return ModelDescription(
         source=settings.source,
         name=path.stem,
@@ -266,20 +303,18 @@ def _from_weights_file(path: Path, settings: ModelSettings) -> ModelDescription:
         where=str(path),
         network=checked_network(network, settings, origin),
         fetch_weights=lambda: (path,),
-        scheduler=scheduler,
-        scheduler_name=SCHEDULER if scheduler_file else "metadata" if scheduler is not None else None,
-        unused_scheduler_keys=unused,
+        **scheduler,
     )
 
 
 def _metadata_json(path: Path, metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
     try:
-        found = json.loads(metadata[key])
+        value = json.loads(metadata[key])
     except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: the {key} in its metadata is not JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise ModelError(f"{path}: the {key} in its metadata is not a JSON object")
-    return found
+    return value
 
 
 def _from_checkpoint(path: Path, settings: ModelSettings) -> ModelDescription:
@@ -357,7 +392,7 @@ def describe_model(settings: ModelSettings, cached_only: bool = False) -> ModelD
     """
     model = _find(settings, cached_only)
     if settings.revision is not None and model.kind != "hub":
-        raise ModelError(f"model.revision = {settings.revision!r} is for models on the Hub; {model.where} is none")
+        raise ModelError(f"model.revision = {settings.revision!r} is for models on the Hub; {model.where} is not on it")
     if not model.learned_variance:
         return model
     note = f"{model.name} gives a learned variance behind its prediction, which DDIM does not use"

@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ddim_cli.errors import ModelError
 
@@ -25,8 +26,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddim"
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
+def hexdigest(path: Path, digest: Any) -> str:
+    """A file's bytes, hashed by ``digest``, one of hashlib's. Raises OSError."""
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
@@ -39,15 +40,15 @@ def file_sha256(path: Path) -> str:
         path = path.resolve(strict=True)
         stat = path.stat()
         if stat.st_size < SMALLEST_KEPT:
-            return _digest(path)
+            return hexdigest(path, hashlib.sha256())
         # One small file for each weights file, so that processes never write the same one differently.
         key = hashlib.sha256(str(path).encode()).hexdigest()[:32]
         kept, facts = cache_folder() / "sha256" / f"{key}.json", [str(path), stat.st_size, stat.st_mtime_ns]
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(kept.read_bytes())
-            if found["file"] == facts:
-                return found["sha256"]
-        digest = _digest(path)
+            remembered = json.loads(kept.read_bytes())
+            if remembered["file"] == facts:
+                return remembered["sha256"]
+        digest = hexdigest(path, hashlib.sha256())
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     # A cache that cannot be written only costs time.
@@ -60,6 +61,10 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(paths: Iterable[Path]) -> str:
+    """As `joint_sha256`, of the files in the order given. Raises ModelError if one cannot be read."""
+    return joint_sha256([file_sha256(path) for path in paths])
+
+
+def joint_sha256(digests: Sequence[str]) -> str:
     """The sha256 of one file; of several, of their hashes in the order given."""
-    digests = [file_sha256(path) for path in paths]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

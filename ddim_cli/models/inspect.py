@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ddim_cli.errors import ModelError
+from ddim_cli.errors import ModelError, first_line
 from ddim_cli.models.describe import ModelDescription
 
 if TYPE_CHECKING:
@@ -84,19 +84,20 @@ def _watched(model: ModelDescription) -> int:
             network(x, t, t if conditional else None)
     except Exception as error:
         # Diffusers builds networks of blocks that do not go together, which fail in as many ways once they are called.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{model.where}: its config builds a network that cannot be run: {first[:300]}") from error
+        raise ModelError(
+            f"{model.where}: its config builds a network that cannot be run: {first_line(error)}"
+        ) from error
     return counter.get_total_flops()
 
 
 def dtypes(model: ModelDescription) -> dict[str, int]:
     """dtype -> number of elements stored in it."""
-    from ddim_cli.models.load import read_weights
+    from ddim_cli.models.stored import read_weights
 
-    found: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
     for _, tensor in read_weights(model):
-        found[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
-    return dict(found.most_common())
+        elements[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    return dict(elements.most_common())
 
 
 def blocks(model: ModelDescription) -> list[str]:
@@ -119,7 +120,6 @@ def blocks(model: ModelDescription) -> list[str]:
 
 
 def facts(model: ModelDescription) -> dict[str, Any]:
-    """All of it, as JSON has it."""
     batch = 8
     return {
         "source": model.source,

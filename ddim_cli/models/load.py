@@ -6,29 +6,26 @@ gives what the denoising loop runs: `UNet` where it can, and diffusers is import
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ddim_cli.config.layers import merge, table_layer
-from ddim_cli.errors import ModelError
+from ddim_cli.errors import ModelError, first_line
 from ddim_cli.models.describe import ModelDescription, describe_model
 from ddim_cli.models.device import DTYPES, choose_device, choose_dtype
+from ddim_cli.models.stored import read_weights
 from ddim_cli.models.unet import UNet, is_of_embedding, pack_convolutions, supports
-from ddim_cli.models.weights import read_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # More than [runtime] has: whoever loads a network may want to do more with it than sample.
 _LOADED_DTYPES = {**DTYPES, "float64": torch.float64}
-# The attention of checkpoints from before diffusers 0.15, under its names of today.
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_NAME = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class LoadedModel:
         return self.network(x, timesteps, class_labels=classes, return_dict=False)[0]
 
 
+@runtime_checkable
 class SamplingNetwork(Protocol):
     """A network in two parts, so that what depends on timestep and class alone is computed apart.
 
@@ -102,70 +100,28 @@ def build_network(description: ModelDescription) -> UNet2DModel:
         return UNet2DModel.from_config(config) if constants else network
     except Exception as error:
         # A config can be wrong in as many ways as UNet2DModel has arguments; it says which in its own words.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{description.where}: its config builds no UNet2DModel: {first[:300]}") from None
+        raise ModelError(f"{description.where}: its config builds no UNet2DModel: {first_line(error)}") from None
 
 
-def _modern(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    match = _OLD_NAME.fullmatch(name)
-    if match is None:
-        return name, tensor
-    squeezed = tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor
-    return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}", squeezed
-
-
-def read_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all weights under the names of UNet2DModel, one at a time. Raises ModelError."""
-    for name, tensor in _stored_weights(description):
-        if description.learned_variance and name.startswith("conv_out."):
-            _check_variance(description, tensor)
-            # The channels of the variance lie behind those of the prediction.
-            tensor = tensor[: description.channels]
-        yield name, tensor
-
-
-def _check_variance(description: ModelDescription, head: Tensor) -> None:
-    """Raise ModelError where the config speaks of a learned variance, and the weights of ``conv_out`` have none."""
-    stored, said = len(head) if head.ndim else 0, description.network["out_channels"]
-    if stored != said:
-        raise ModelError(
-            f"{description.weights[0]}: the config says out_channels = {said}, a learned variance, but conv_out of the "
-            f"weights has {stored}; set out_channels to {stored} in the config"
-        )
-
-
-def _stored_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor]]:
-    if description.kind == "checkpoint":
-        from ddim_cli.models import original
-
-        [path] = description.weights
-        levels = len(description.network["block_out_channels"])
-        yield from original.to_diffusers(original.read_checkpoint(path, description.ema), levels).items()
-        return
-    for path in description.weights:
-        for name, tensor in read_tensors(path):
-            yield _modern(name, tensor)
-
-
-def _check_keys(description: ModelDescription, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _check_keys(description: ModelDescription, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """ModelError with the first three keys that are missing, extra or of the wrong shape, and how many there are."""
 
     def some(keys: list[str]) -> str:
         return f"{', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)} in all)"
 
-    missing = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys())
+    missing = sorted(expected.keys() - weights.keys())
+    extra = sorted(weights.keys() - expected.keys())
     if len(missing) == len(expected):
         from ddim_cli.models import original
 
         original.refuse_foreign(description.weights[0], extra)
-    common = sorted(expected.keys() & found.keys())
+    common = sorted(expected.keys() & weights.keys())
     shapes = [
-        f"{k} {list(found[k].shape)} instead of {list(expected[k].shape)}"
+        f"{k} {list(weights[k].shape)} instead of {list(expected[k].shape)}"
         for k in common
-        if expected[k].shape != found[k].shape
+        if expected[k].shape != weights[k].shape
     ]
-    broken = [k for k in common if not bool(found[k].isfinite().all())]
+    broken = [k for k in common if not bool(weights[k].isfinite().all())]
     problems = [
         f"{what} {some(keys)}"
         for what, keys in (("lacks", missing), ("has unknown", extra), ("has shapes", shapes), ("has NaN in", broken))
@@ -190,12 +146,12 @@ def load_described(
 
 
 def _with_weights(
-    network: nn.Module,
+    network: AnyModule,
     description: ModelDescription,
     device: torch.device | str,
     dtype_of: Callable[[str], torch.dtype],
     wanted: Callable[[str], bool] = lambda name: True,
-) -> nn.Module:
+) -> AnyModule:
     """Give ``network`` those weights that are ``wanted``, on ``device``. Raises ModelError if they do not fit."""
     weights = {name: tensor.to(device, dtype_of(name)) for name, tensor in read_weights(description) if wanted(name)}
     _check_keys(description, {k: v for k, v in network.state_dict().items() if wanted(k)}, weights)

@@ -21,7 +21,7 @@ from ddim_cli.models.weights import read_pickle, state_dict_of
 
 _NAMESPACE = "tag:yaml.org,2002:python/object:argparse.Namespace"
 
-# Names that only these networks have, and whose they are.
+# Prefixes that only the named code gives its tensors: a refusal can say whose checkpoint it is.
 _FOREIGN = (
     ("input_blocks.", "guided-diffusion or improved-diffusion", "its network is another class"),
     ("model.diffusion_model.", "latent diffusion or Stable Diffusion", "it works on latents, not on pixels"),
@@ -36,19 +36,20 @@ class _ConfigLoader(yaml.SafeLoader):
     """YAML's safe types, and argparse.Namespace as a mapping: what the original training run writes. No other tag."""
 
 
-_ConfigLoader.add_constructor(_NAMESPACE, lambda loader, node: loader.construct_mapping(node, deep=True))
+# Of a node that is no mapping, construct_mapping says so itself.
+_ConfigLoader.add_constructor(_NAMESPACE, lambda loader, node: loader.construct_mapping(node, deep=True))  # type: ignore[arg-type]
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """The original code's config.yml. Raises ModelError for what is no such file, or has other Python tags."""
     try:
-        found = yaml.load(path.read_bytes(), Loader=_ConfigLoader)
+        config = yaml.load(path.read_bytes(), Loader=_ConfigLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"{path}: not a config of the original code: {text[:300]}") from None
-    if not isinstance(found, dict) or not all(isinstance(found.get(k), dict) for k in ("model", "data", "diffusion")):
+    if not isinstance(config, dict) or not all(isinstance(config.get(k), dict) for k in ("model", "data", "diffusion")):
         raise ModelError(f"{path}: not a config of the original code: it has no model, data and diffusion")
-    return found
+    return config
 
 
 def network_from_config(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -169,16 +170,18 @@ def read_checkpoint(path: Path, ema: bool) -> dict[str, Tensor]:
     Raises:
         ModelError: for a file that is not such a checkpoint, naming what it is where that can be told.
     """
-    found = read_pickle(path)
-    if isinstance(found, (list, tuple)):
-        if len(found) not in (4, 5):
-            raise ModelError(f"{path}: a list of {len(found)}; the original training checkpoints hold 4 or 5 things")
-        if ema and len(found) == 4:
+    checkpoint = read_pickle(path)
+    if isinstance(checkpoint, (list, tuple)):
+        if len(checkpoint) not in (4, 5):
+            raise ModelError(
+                f"{path}: a list of {len(checkpoint)}; the original training checkpoints hold 4 or 5 entries"
+            )
+        if ema and len(checkpoint) == 4:
             raise ModelError(f"{path}: it has no EMA weights; take the raw ones with --set model.ema=false")
-        found = found[4] if ema else found[0]
-    elif isinstance(found, Mapping) and not ema and isinstance(found.get("conv_in.weight"), Tensor):
+        checkpoint = checkpoint[4] if ema else checkpoint[0]
+    elif isinstance(checkpoint, Mapping) and not ema and isinstance(checkpoint.get("conv_in.weight"), Tensor):
         raise ModelError(f"{path}: it holds one set of weights; model.ema = false is for training checkpoints")
-    weights = state_dict_of(path, found)
+    weights = state_dict_of(path, checkpoint)
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     refuse_foreign(path, weights)
     return weights

@@ -15,14 +15,14 @@ it does differently is for speed:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Diffusers' defaults of what a config may leave out.
+# What diffusers takes where a config leaves these out.
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -59,7 +59,7 @@ DOWN_BLOCKS = {
 }
 UP_BLOCKS = {"UpBlock2D": (False, False), "AttnUpBlock2D": (True, False), "ResnetUpsampleBlock2D": (False, True)}
 ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "mish": F.mish, "relu": F.relu}
-# The parts that see the timestep and class alone, kept in float32.
+# These see the timestep and class alone: float32 costs nothing there.
 EMBEDDING = ("time_proj.", "time_embedding.", "class_embedding.")
 EMBEDDING_END = (".time_emb_proj.weight", ".time_emb_proj.bias")
 
@@ -179,8 +179,11 @@ class TimeEmbedding(nn.Module):
 class Resnet(nn.Module):
     """A residual block: norm, activation, convolution, twice, with the timestep between; `resize` "up" or "down" first.
 
-    It takes its part of the projections, [N, width] or, for scale and shift, [N, 2 width], N = 1 or B.
+    Of the projections of all blocks, [1 or B, P], it takes its own ``part``: one number a channel, or two for scale and
+    shift.
     """
+
+    part = slice(None)
 
     def __init__(self, c: Mapping[str, Any], inner: int, outer: int, dim: int, resize: str = "", divisor: float = 1):
         super().__init__()
@@ -192,14 +195,14 @@ class Resnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(inner, outer, 1) if inner != outer else None
         self.activation, self.resize, self.divisor = ACTIVATIONS[c["act_fn"].lower()], resize, divisor
 
-    def forward(self, x: Tensor, projection: Tensor) -> Tensor:
+    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
         h = self.activation(self.norm1(x), inplace=True)
         if self.resize == "up":
             x, h = double(x), double(h)
         elif self.resize == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         h = self.conv1(h)
-        projection = projection[:, :, None, None]
+        projection = projections[:, self.part, None, None]
         if self.scale_shift:
             scale, shift = projection.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
@@ -229,7 +232,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, width, height, columns = x.shape
         h = x if self.group_norm is None else self.group_norm(x)
-        # Of a channels-last tensor this is a view.
+        # A view, if the tensor is channels-last.
         h = h.permute(0, 2, 3, 1).reshape(batch, height * columns, width)
         parts = (
             self.to_qkv(h).chunk(3, dim=2) if self.to_qkv is not None else (self.to_q(h), self.to_k(h), self.to_v(h))
@@ -248,7 +251,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv, self.padding = nn.Conv2d(width, width, 3, stride=2, padding=padding), padding
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
         return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -259,7 +262,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
         return self.conv(double(x))
 
 
@@ -267,7 +270,7 @@ def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def _stacked(layers) -> nn.Linear:
+def _stacked(layers: Sequence[nn.Linear]) -> nn.Linear:
     """Linear layers of one input as one, their outputs one after the other."""
     weights, biases = torch.cat([m.weight for m in layers]), torch.cat([m.bias for m in layers])
     fused = nn.Linear(weights.shape[1], weights.shape[0], device="meta")
@@ -298,15 +301,19 @@ class Level(nn.Module):
             self.attentions = nn.ModuleList(Attention(outer, head, groups, eps) for _ in inner)
         if not resize:
             return
+        change: nn.Module
         if resizes_by_resnet:
             change = Resnet(c, outer, outer, dim, resize)
         else:
             change = Upsample(outer) if resize == "up" else Downsample(outer, c["downsample_padding"])
         setattr(self, f"{resize}samplers", nn.ModuleList([change]))
 
-    def at(self, i: int, x: Tensor, projection: Tensor) -> Tensor:
+    def __len__(self) -> int:
+        return len(self.resnets)
+
+    def at(self, i: int, x: Tensor, projections: Tensor) -> Tensor:
         """Block ``i`` with its attention."""
-        x = self.resnets[i](x, projection)
+        x = self.resnets[i](x, projections)
         return self.attentions[i](x) if hasattr(self, "attentions") else x
 
     def resizer(self) -> nn.Module | None:
@@ -327,8 +334,15 @@ class Middle(nn.Module):
             groups = c["norm_num_groups"]
         self.resnets = nn.ModuleList(Resnet(c, width, width, dim, divisor=divisor) for _ in range(2))
         head = c["attention_head_dim"] or width
-        attention = Attention(width, head, groups, c["norm_eps"], divisor) if c["add_attention"] else None
-        self.attentions = nn.ModuleList([attention])
+        attentions = [Attention(width, head, groups, c["norm_eps"], divisor)] if c["add_attention"] else []
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
+        first, second = self.resnets
+        x = first(x, projections)
+        for attention in self.attentions:
+            x = attention(x)
+        return second(x, projections)
 
 
 class UNet(nn.Module):
@@ -344,23 +358,23 @@ class UNet(nn.Module):
         widths, layers = list(c["block_out_channels"]), c["layers_per_block"]
         dim = c["time_embedding_dim"] or widths[0] * 4
         self.centers = c["center_input_sample"]
+        self.time_proj: nn.Embedding | None = None
         self.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
         if c["time_embedding_type"] == "learned":
             self.time_proj = nn.Embedding(c["num_train_timesteps"], widths[0])
         else:
-            self.time_proj = None
             self._sinusoid = (widths[0], c["flip_sin_to_cos"], c["freq_shift"])
         self.time_embedding = TimeEmbedding(widths[0], dim)
         self.class_embedding = nn.Embedding(c["num_class_embeds"], dim) if c["num_class_embeds"] is not None else None
 
-        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        downward, upward = list[Level](), list[Level]()
         skips = [widths[0]]
         for i, (block, width) in enumerate(zip(c["down_block_types"], widths, strict=True)):
             attends, by_resnet = DOWN_BLOCKS[_kind(block)]
             last = i == len(widths) - 1
             by_resnet |= attends and c["downsample_type"] == "resnet"
             inner = [skips[-1], *[width] * (layers - 1)]
-            self.down_blocks.append(Level(c, inner, width, dim, attends, "" if last else "down", by_resnet))
+            downward.append(Level(c, inner, width, dim, attends, "" if last else "down", by_resnet))
             skips += [width] * (layers if last else layers + 1)
         self.mid_block = Middle(c, widths[-1], dim) if c["mid_block_type"] is not None else None
         above = widths[-1]
@@ -369,8 +383,9 @@ class UNet(nn.Module):
             last = i == len(widths) - 1
             by_resnet |= attends and c["upsample_type"] == "resnet"
             inner = [n + skips.pop() for n in [above, *[width] * layers]]
-            self.up_blocks.append(Level(c, inner, width, dim, attends, "" if last else "up", by_resnet))
+            upward.append(Level(c, inner, width, dim, attends, "" if last else "up", by_resnet))
             above = width
+        self.down_blocks, self.up_blocks = nn.ModuleList(downward), nn.ModuleList(upward)
         self.conv_norm_out = nn.GroupNorm(c["norm_num_groups"], widths[0], c["norm_eps"])
         self.conv_out = nn.Conv2d(widths[0], c["out_channels"], 3, padding=1)
 
@@ -396,7 +411,7 @@ class UNet(nn.Module):
         for module in list(self.modules()):
             if isinstance(module, Attention):
                 module.fuse()
-        return self.fuse_projection().to(memory_format=torch.channels_last)
+        return self.fuse_projection().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
 
     def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
         """What the residual blocks take of timesteps [N] and classes [N]: float32 [N, P], one part a block."""
@@ -415,28 +430,21 @@ class UNet(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         h = self.conv_in(2 * x - 1 if self.centers else x)
         skips = [h]
-        for level in self.down_blocks:
-            for i, resnet in enumerate(level.resnets):
-                h = level.at(i, h, p[:, resnet.part])
+        for level in cast("Iterable[Level]", self.down_blocks):
+            for i in range(len(level)):
+                h = level.at(i, h, p)
                 skips.append(h)
-            if level.resizer() is not None:
-                h = _resized(level.resizer(), h, p)
+            if (resize := level.resizer()) is not None:
+                h = resize(h, p)
                 skips.append(h)
         if self.mid_block is not None:
-            first, second = self.mid_block.resnets
-            h = first(h, p[:, first.part])
-            h = self.mid_block.attentions[0](h) if self.mid_block.attentions[0] is not None else h
-            h = second(h, p[:, second.part])
-        for level in self.up_blocks:
-            for i, resnet in enumerate(level.resnets):
-                h = level.at(i, torch.cat([h, skips.pop()], dim=1), p[:, resnet.part])
-            if level.resizer() is not None:
-                h = _resized(level.resizer(), h, p)
+            h = self.mid_block(h, p)
+        for level in cast("Iterable[Level]", self.up_blocks):
+            for i in range(len(level)):
+                h = level.at(i, torch.cat([h, skips.pop()], dim=1), p)
+            if (resize := level.resizer()) is not None:
+                h = resize(h, p)
         return self.conv_out(F.silu(self.conv_norm_out(h), inplace=True))
 
     def forward(self, x: Tensor, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
         return self.body(x, self.project(timesteps, classes))
-
-
-def _resized(resizer: nn.Module, x: Tensor, projections: Tensor) -> Tensor:
-    return resizer(x, projections[:, resizer.part]) if isinstance(resizer, Resnet) else resizer(x)

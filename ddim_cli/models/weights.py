@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddim_cli.errors import ModelError
+from ddim_cli.errors import ModelError, first_line
 
-# In what torch says of a pickle that wants more than tensors, the name of what it wants.
+# torch says this of a pickle that needs more than tensors: the name of what it needs.
 _WANTED = re.compile(r"GLOBAL ([\w.]+)|Unsupported class (\S+)")
-# What torch reads of a pickle without running it is what torch.save writes, which is of this protocol.
+# torch.save writes this protocol, and torch reads no other without running the pickle.
 _PROTOCOL = 2
 
 
@@ -71,8 +71,7 @@ def read_pickle(path: Path, mmap: bool = True) -> Any:
         ) from None
     except Exception as error:
         # A damaged file can fail anywhere in torch's reader; its own words are the best there are.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: not a checkpoint, or a damaged one: {first[:200]}") from None
+        raise ModelError(f"{path}: not a checkpoint, or a damaged one: {first_line(error, 200)}") from None
 
 
 def _unread(path: Path) -> str:
@@ -99,14 +98,14 @@ def _protocol(path: Path) -> int | None:
     return start[1] if len(start) == 2 and start[:1] == pickle.PROTO else None
 
 
-def state_dict_of(path: Path, found: Any) -> Mapping[str, Tensor]:
-    """``found`` as name -> tensor. Raises ModelError if it is anything else."""
-    if not isinstance(found, Mapping) or not found:
+def state_dict_of(path: Path, value: Any) -> Mapping[str, Tensor]:
+    """``value``, which must map names to tensors. Raises ModelError if it does not."""
+    if not isinstance(value, Mapping) or not value:
         raise ModelError(f"{path}: holds no weights by name")
-    wrong = next((k for k, v in found.items() if not isinstance(k, str) or not isinstance(v, Tensor)), None)
+    wrong = next((k for k, v in value.items() if not isinstance(k, str) or not isinstance(v, Tensor)), None)
     if wrong is not None:
-        raise ModelError(f"{path}: {wrong!r} is no tensor; weights by name were expected")
-    return found
+        raise ModelError(f"{path}: {wrong!r} is not a tensor; expected weights by name")
+    return value
 
 
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -115,9 +114,9 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from read_safetensors(path)
     else:
         # Read whole and given away one by one: a mapped file would stay in memory beside converted tensors.
-        found = dict(state_dict_of(path, read_pickle(path, mmap=False)))
-        while found:
-            yield found.popitem()
+        tensors = dict(state_dict_of(path, read_pickle(path, mmap=False)))
+        while tensors:
+            yield tensors.popitem()
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:

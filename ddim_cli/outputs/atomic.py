@@ -20,7 +20,7 @@ from typing import BinaryIO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # no type says "a module, or not"
 
 # .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock, .run.json.work
 _OURS = re.compile(
@@ -175,8 +175,8 @@ def shared(path: Path) -> Iterator[None]:
         if stream is not None:
             stream.close()
             # The last to leave removes the file.
-            with contextlib.suppress(OSError), hidden.open("r+b") as stream:
-                if _try_lock(stream, wait=False) and _still_named(stream, hidden):
+            with contextlib.suppress(OSError), hidden.open("r+b") as again:
+                if _try_lock(again, wait=False) and _still_named(again, hidden):
                     hidden.unlink()
 
 
@@ -197,7 +197,7 @@ def _work_file(path: Path) -> Path:
 def _open_locked(hidden: Path, alone: bool = True) -> BinaryIO | None:
     """The hidden file, locked as `_try_lock` does; None where there are no locks."""
     while fcntl is not None:
-        stream = hidden.open("ab")
+        stream: BinaryIO = hidden.open("ab")
         if not alone:
             # Held for long, and a disk must be able to turn read-only meanwhile.
             stream.close()
@@ -219,12 +219,12 @@ def _open_locked(hidden: Path, alone: bool = True) -> BinaryIO | None:
 
 def remove_leftovers(folder: Path) -> int:
     """Remove the hidden files of processes that were killed while they wrote here; how many there were."""
-    found = 0
+    removed = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _OURS.fullmatch(entry.name) and _remove_abandoned(Path(entry.path)):
-                found += 1
-    return found
+                removed += 1
+    return removed
 
 
 def _remove_abandoned(path: Path) -> bool:

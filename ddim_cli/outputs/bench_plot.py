@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ddim_cli.errors import missing_extra
 from ddim_cli.outputs.named import Kind
 
-# The first is ours; the others step back.
+# Ours comes first and stands out.
 COLOURS = ("#1f77b4", "#d9822b", "#6b7a8f")
 MARKERS = "os^"
 SOFTWARE = "ddim bench --plot"

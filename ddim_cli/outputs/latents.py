@@ -18,14 +18,14 @@ from ddim_cli.outputs.sidecar import to_text
 
 LATENT_SCHEMA = "ddim-cli/latent/1"
 ENDING = ".latent.safetensors"
-# The tensor of a file of ours, and what others may call theirs; of a single tensor the name does not matter.
+# Ours is called latent, that of others often latents; where there is only one tensor, its name does not matter.
 NAMES = ("latent", "latents")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
 class LatentFile:
-    """A file that was found to hold latents.
+    """A file that holds latents.
 
     ``tensor`` is the name of the one that does, ``shape`` its [C, H, W] or [N, C, H, W]; ``record`` what the file says
     of how it came about, None where it says nothing.
@@ -80,10 +80,10 @@ def open_latents(path: Path) -> LatentFile:
             names = list(stream.keys())
             name = next((n for n in NAMES if n in names), names[0] if len(names) == 1 else None)
             if name is None:
-                found = (
+                what = (
                     f"{len(names)} tensors, none of them called" if names else "no tensors; it should have one called"
                 )
-                raise UsageError(f"{path}: holds {found} 'latent' or 'latents'")
+                raise UsageError(f"{path}: holds {what} 'latent' or 'latents'")
             part = stream.get_slice(name)
             shape, dtype = tuple(part.get_shape()), part.get_dtype()
             metadata = stream.metadata() or {}

@@ -140,7 +140,6 @@ class NamedFile:
             raise RunError(f"{self._label}: cannot be written: {error.strerror or error}") from None
 
     def write(self, data: bytes, fsync: bool = False) -> None:
-        """Write all of it, as `open` does."""
         with self.open(fsync) as stream:
             stream.write(data)
 

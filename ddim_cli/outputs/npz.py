@@ -8,27 +8,27 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from ddim_cli.errors import RunError, UsageError
 from ddim_cli.outputs.named import Kind, NamedFile
-from ddim_cli.outputs.picture import read_pixels
+from ddim_cli.outputs.picture import read_own, to_pixels
 
-# What tells ours from the arrays of others: both are laid out alike.
+# Marks that tell our arrays from those of others, which are laid out alike.
 _PICTURES, _STATISTICS = b"ddim sample --npz", b"ddim evaluate --keep-reference"
 PICTURES = Kind.of_archive("array of ddim sample", _PICTURES)
 STATISTICS = Kind.of_archive("statistics of ddim evaluate", _STATISTICS)
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     # Always the same time, so that the same pictures give the same bytes.
     return archive.open(zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
 
 
-def _write_header(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+def _write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
     npy.write_array_header_1_0(stream, {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
 
 
@@ -54,7 +54,7 @@ def write_npz(
         with _member(archive, "arr_0") as member:
             shape = None
             for picture in pictures:
-                pixels = _read(picture)
+                pixels = to_pixels(read_own(picture))
                 if shape is None:
                     shape = pixels.shape
                     _write_header(member, (count, *shape), pixels.dtype)
@@ -76,13 +76,6 @@ def write_statistics(to: NamedFile, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             with _member(archive, name) as member:
                 npy.write_array(member, array, allow_pickle=False)
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        return read_pixels(path)
-    except (OSError, SyntaxError, ValueError):
-        raise RunError(f"{path}: cannot be read as a picture; delete it, and the same command makes it again") from None
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from ddim_cli.errors import RunError
 
 CHUNK = "ddim"
-# Of picture files in a folder, their endings; and of those that this tool makes, the ones of many pictures.
+# Files with these endings are pictures, but not those of this tool that show several at once.
 ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 _SHEETS, _STRIPS = frozenset(("grid", "strip", "inverted", "sweep")), (".x0", ".xt")
 
@@ -28,11 +28,16 @@ def to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
+def to_pixels(image: Image.Image) -> np.ndarray:
+    """`to_image` undone: uint8 [H, W, C] of a PIL image of mode L, RGB or RGBA."""
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
 def read_pixels(path: Path | str) -> np.ndarray:
     """A picture's pixels, uint8 [H, W, C]. Raises OSError, SyntaxError or ValueError for one that cannot be read."""
     with Image.open(path) as image:
-        pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return to_pixels(image)
 
 
 def encode_png(image: Image.Image, text: str | None = None, software: str | None = None) -> bytes:

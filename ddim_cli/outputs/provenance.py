@@ -12,10 +12,11 @@ from typing import Any
 from PIL import Image
 
 from ddim_cli.errors import UsageError
-from ddim_cli.outputs.folder import RUN_SCHEMA, read_json
+from ddim_cli.outputs.folder import RUN_SCHEMA
 from ddim_cli.outputs.latents import ENDING, holds_latent, open_latents
 from ddim_cli.outputs.picture import CHUNK
-from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, of_the_picture
+from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity, of_the_picture
+from ddim_cli.outputs.store import read_json
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ def text_inside(path: Path) -> Any:
     return _parse(path, _open_png(path)[0])
 
 
+def strip_inside(path: Path) -> dict[str, Any] | None:
+    """What a strip or a sheet of several pictures says of itself; None for a file that is none of ours."""
+    try:
+        text = text_inside(path)
+    except UsageError:
+        return None
+    return text if isinstance(text, dict) and text.get("schema") == STRIP_SCHEMA else None
+
+
+def shows_strip(path: Path, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether a strip is there, is of these settings, and says these ``facts`` of what it shows."""
+    text = strip_inside(path)
+    return text is not None and text.get("strip") == facts and first_difference(identity(text), settings) is None
+
+
 def told_of(path: Path) -> Any:
     """As `text_inside`; of a PNG that has no text, as after an editor, what the sidecar beside it says."""
     text, _ = _open_png(path)
@@ -48,7 +64,7 @@ def told_of(path: Path) -> Any:
 
 def _sidecar_of(picture: Path) -> dict[str, Any] | None:
     """What the sidecar beside a picture says, if it is whole and of this picture."""
-    sidecar = read_json(picture.with_suffix(".json"))
+    sidecar = read_json(picture.with_suffix(".json")) or {}
     return sidecar if _is_whole(sidecar) and sidecar["image"].get("file") == picture.name else None
 
 
@@ -106,7 +122,7 @@ def _trace_picture(path: Path) -> Provenance:
         return Provenance(path.with_suffix(".json"), sidecar, path, _is_same(sidecar, pixels))
     record = _checked(_parse(path, text), path)
     if sidecar is not None and of_the_picture(sidecar) == record:
-        # The same, and when it was made.
+        # It says the same, and when the picture was made.
         record = sidecar
     return Provenance(path, record, path, _is_same(record, pixels))
 
@@ -123,7 +139,7 @@ def _trace_sidecar(path: Path) -> Provenance:
     try:
         return Provenance(path, record, picture, _is_same(record, _open_png(picture)[1]))
     except UsageError:
-        # What the sidecar says holds, whatever became of the picture.
+        # The sidecar still holds, whatever became of the picture.
         return Provenance(path, record, picture if picture.exists() else None, None)
 
 

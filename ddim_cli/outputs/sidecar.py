@@ -14,37 +14,69 @@ from typing import Any
 
 import numpy as np
 
-from ddim_cli.config.seeds import parse_classes
+from ddim_cli.config.schema import SECTIONS
 from ddim_cli.outputs.jsontext import dump_json
 
 SCHEMA = "ddim-cli/sidecar/1"
-# Of a picture of several frames, which no one seed makes again.
+# A strip shows several frames, so no single seed makes it again.
 STRIP_SCHEMA = "ddim-cli/strip/1"
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# The steps asked for do not matter, only the grid that ran; nor does the device, up to rounding.
-_IDENTITY = {
-    "sampling": None,
-    "scheduler": None,
-    "model": ("sha256", "config_sha256"),
-    "runtime": ("dtype", "tf32"),
+# The settings that cannot change a picture, or that another entry of the record stands for. All others are part of a
+# picture's identity, and so is every new one until it is named here.
+CANNOT_CHANGE_A_PICTURE = {
+    # Which pictures there are, and how many at a time. The grid that ran is recorded, not the steps asked for. A class
+    # is an item's own, as its seed is.
+    "sampling": frozenset({"num_images", "seed", "seeds", "batch_size", "steps", "class"}),
+    "scheduler": frozenset[str](),
+    # The hashes of weights and config stand for where they came from; the null class is recorded with guidance.
+    "model": frozenset({"source", "revision", "variant", "subfolder", "ema", "image_size", "null_class"}),
+    # Up to rounding; the dtype that ran and TF32 are recorded.
+    "runtime": frozenset({"device", "dtype", "tf32", "compile"}),
 }
-_NOT_IDENTITY = {"sampling": ("steps", "class")}
+# What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
+# default: so folders of before stay what they were.
+_FROM_THE_START = {
+    "sampling": frozenset({"eta", "timesteps", "variance", "use_clipped_model_output", "guidance_rescale"}),
+    "scheduler": frozenset(
+        {
+            *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+            *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
+            *("timestep_spacing", "steps_offset", "set_alpha_to_one", "rescale_betas_zero_snr", "previous_timestep"),
+        }
+    ),
+}
+_FACTS = {"model": ("sha256", "config_sha256"), "runtime": ("dtype", "tf32")}
 
 
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide the pictures, flat: "sampling.eta" -> 0.0."""
+    """What decides a picture, flat: "sampling.eta" -> 0.0."""
     flat: dict[str, Any] = {}
-    for section, keys in _IDENTITY.items():
-        values = record.get(section)
-        values = values if isinstance(values, Mapping) else {}
-        for key in values if keys is None else keys:
-            if key not in _NOT_IDENTITY.get(section, ()):
-                flat[f"{section}.{key}"] = values.get(key)
+    for section in ("sampling", "scheduler"):
+        flat |= _deciding(section, _table(record, section))
+    for section, facts in _FACTS.items():
+        flat |= {f"{section}.{fact}": _table(record, section).get(fact) for fact in facts}
+        flat |= _deciding(section, _table(_table(record, "config"), section))
     if flat.get("scheduler.previous_timestep") == "diffusers":
         # Its stride is T // N for the N asked for, whatever the grid's length.
         flat["sampling.steps"] = record["sampling"].get("steps")
     return flat
+
+
+def _table(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    values = record.get(section)
+    return values if isinstance(values, Mapping) else {}
+
+
+def _deciding(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a section's values that can change a picture."""
+    fields, kept = SECTIONS[section].model_fields, _FROM_THE_START.get(section, ())
+    return {
+        f"{section}.{key}": value
+        for key, value in values.items()
+        if key not in CANNOT_CHANGE_A_PICTURE[section]
+        and (key in kept or key not in fields or value != fields[key].default)
+    }
 
 
 def identity_hash(record: Mapping[str, Any]) -> str:
@@ -87,7 +119,6 @@ def describe_picture(
         },
         "seed": seed,
         **record,
-        "sampling": _sampling_of(record["sampling"], seed),
         **({} if batch_size is None else {"runtime": {**record["runtime"], "batch_size": batch_size}}),
     }
 
@@ -98,14 +129,6 @@ def describe_strip(
     """As `describe_picture`, of several frames in one picture; ``strip`` says what they show."""
     schema, *rest = describe_picture(record, seed, pixels).items()
     return {schema[0]: STRIP_SCHEMA, "strip": dict(strip), **dict(rest)}
-
-
-def _sampling_of(sampling: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
-    """The section ``sampling`` of one picture: its class stands beside the classes it was taken from."""
-    if "classes" not in sampling or seed is None:
-        return dict(sampling)
-    classes = parse_classes(sampling["classes"])
-    return {**sampling, "class": classes[seed % len(classes)]}
 
 
 def complete(described: Mapping[str, Any], file: str, size: int, seconds: float) -> dict[str, Any]:

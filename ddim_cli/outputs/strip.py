@@ -21,7 +21,7 @@ from ddim_cli.outputs.lettering import (
 )
 
 SMALLEST_ANIMATED = 224
-# Of an animation: each frame, and the first and last, on which the eye rests.
+# The first and the last frame of an animation stay longer, so that one can look at them.
 FRAME_MS, REST_MS = 120, 900
 
 
@@ -54,7 +54,7 @@ def draw_strip(rows: Sequence[Row], caption: str = "", smallest: int = SMALLEST_
     top = MARGIN + (line_height(CAPTION_SIZE) + 3 if caption else 0)
     spaces = [line if any(row.labels) else 0 for row in rows]
     total = top + sum(height + space + GAP for space in spaces) - GAP + MARGIN
-    # A label ends with room of its own.
+    # A label brings its own room below.
     total -= 4 if spaces[-1] and not rows[-1].above else 0
     inner = columns * (width + GAP) - GAP
     sheet = Image.new("RGB", (inner + 2 * MARGIN, total), BACKGROUND)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ddim_cli.errors import UsageError
-from ddim_cli.outputs.folder import read_json
+from ddim_cli.outputs.atomic import locked, write_atomically
 from ddim_cli.outputs.jsontext import dump_json
+from ddim_cli.outputs.store import read_json
 
 SWEEP_SCHEMA = "ddim-cli/sweep/1"
 MANIFEST, SHEET = "sweep.json", "sweep.png"
@@ -25,14 +26,14 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         UsageError: where there is none, it is none of ours, or it names folders outside its own.
     """
     path = folder / MANIFEST
-    found = read_json(path)
-    if found is None or found.get("schema") != SWEEP_SCHEMA:
+    manifest = read_json(path)
+    if manifest is None or manifest.get("schema") != SWEEP_SCHEMA:
         raise UsageError(f"{path}: is not a {MANIFEST} of ddim ({SWEEP_SCHEMA})")
     try:
-        _check(found)
+        _check(manifest)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UsageError(f"{path}: names no axes and cells that fit together; run the sweep again") from None
-    return found
+    return manifest
 
 
 def _check(manifest: Mapping[str, Any]) -> None:
@@ -54,6 +55,46 @@ def _check(manifest: Mapping[str, Any]) -> None:
         seen.add(place)
 
 
-def encode_sweep(manifest: Mapping[str, Any]) -> bytes:
-    """The bytes of sweep.json."""
-    return (dump_json(manifest) + "\n").encode()
+def holds_more(folder: Path, there: Mapping[str, Any], cells: Collection[str]) -> bool:
+    """Whether ``there``, the sweep.json of a folder, has all of these cells, by their folders, and others beside.
+
+    Raises:
+        UsageError: where each has cells that the other has not: those would be lost.
+    """
+    theirs = {cell["folder"]: cell for cell in there.get("cells", ())}
+    other = next((cell for name, cell in theirs.items() if name not in cells), None)
+    if other is not None and not set(cells) < set(theirs):
+        raise UsageError(
+            f"{folder / MANIFEST} is of another sweep, with a cell {other.get('title', other['folder'])} that this one "
+            "lacks; choose another folder with --out, give one sweep the values of both, or replace it with --overwrite"
+        )
+    return other is not None
+
+
+def update_sweep(folder: Path, ours: Mapping[str, Any], anew: bool = False, fsync: bool = False) -> bool:
+    """Write sweep.json, and what another sweep with more cells has written there too, unless ``anew``.
+
+    Returns whether it is now that of this sweep alone.
+
+    Raises:
+        UsageError: as `holds_more` and `read_sweep`. What is there is read while no other process may write it.
+        OSError: where it cannot be written.
+    """
+    path = folder / MANIFEST
+    with locked(path):
+        there = read_sweep(folder) if path.exists() and not anew else {}
+        mine = {cell["folder"]: cell for cell in ours["cells"]}
+        joins = holds_more(folder, there, mine)
+        if joins:
+            cells = [{**cell, **mine.get(cell["folder"], {}), "at": cell["at"]} for cell in there["cells"]]
+            longest = ours if ours["images"] > there.get("images", 0) else there
+            seeds = {key: longest[key] for key in ("seeds", "images") if key in longest}
+            ours = {**there, **seeds, "cells": cells}
+        write_changed(path, (dump_json(ours) + "\n").encode(), fsync)
+    return not joins
+
+
+def write_changed(path: Path, content: bytes, fsync: bool = False) -> None:
+    """Write a file, unless it is there with this content: a sweep that does nothing touches nothing. Raises OSError."""
+    if not path.exists() or path.read_bytes() != content:
+        write_atomically(path, content, fsync)

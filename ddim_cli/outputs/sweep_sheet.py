@@ -21,9 +21,9 @@ from ddim_cli.outputs.lettering import (
 )
 from ddim_cli.outputs.strip import enlarged
 
-# Of a picture on the sheet: its longer side. Between them, it is enlarged by whole pixels or left as it is.
+# The longer side of a picture on the sheet: one that is smaller is enlarged by whole pixels, a larger one reduced.
 SMALLEST, LARGEST = 64, 192
-# A cell has as many pictures, and then fewer until the sheet is narrow enough to be read.
+# A cell shows so many pictures, or fewer where the sheet would get too wide to be read.
 MOST_A_SIDE, MOST_IN_A_ROW = 3, 8
 WIDEST = 2400
 

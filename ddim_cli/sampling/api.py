@@ -12,25 +12,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ddim_cli.config.layers import Layer, merge, read_file, table_layer
-from ddim_cli.config.schema import Config, RuntimeSettings
+from ddim_cli.config.layers import Settings, layers_of, merge
+from ddim_cli.config.schema import RuntimeSettings
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
-from ddim_cli.models.load import LoadedModel, as_sampling_network
+from ddim_cli.models.load import LoadedModel, SamplingNetwork, as_sampling_network
 from ddim_cli.outputs.picture import to_image
 from ddim_cli.outputs.sidecar import describe_picture
-from ddim_cli.sampling.loop import run_batches
-from ddim_cli.sampling.network import Network
+from ddim_cli.sampling.items import SeedItems
+from ddim_cli.sampling.job import network_target, rows_an_image
+from ddim_cli.sampling.loop import Denoiser, Picture, run_batches
+from ddim_cli.sampling.network import Network, Networks, Use
 from ddim_cli.sampling.outside import check_outside, guarded
-from ddim_cli.sampling.precision import (
-    choose_batch_size,
-    halve_to_fit,
-    runtime_record,
-    set_tf32,
-)
-from ddim_cli.sampling.record import make_record
-from ddim_cli.sampling.resolve import Run, judge, resolve
-from ddim_cli.sampling.run import load_run_network, make_sampler, rows_an_image
+from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime_record, tf32
+from ddim_cli.sampling.record import item_record, make_record
+from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.resolve import resolve, settle
+from ddim_cli.sampling.sampler import make_sampler
 
 Model = LoadedModel | nn.Module | Network
 
@@ -44,31 +42,7 @@ class Sample(NamedTuple):
     metadata: dict[str, Any]
 
 
-def _layers(config: Config | Mapping[str, Any] | str | Path | None) -> list[Layer]:
-    if config is None:
-        return []
-    if isinstance(config, (str, Path)):
-        return [read_file(Path(config))]
-    if isinstance(config, Config):
-        # Unset keys stay unset, so that the model's own scheduler config still fills them.
-        config = config.model_dump(exclude_unset=True, exclude_none=True)
-    if not isinstance(config, Mapping):
-        raise UsageError(f"sample: config is a {type(config).__name__}; it must be a mapping, a path or a Config")
-    return [table_layer(config, "config")]
-
-
-def _resolve(layers: list[Layer], model: Model | str | Path | None) -> Run:
-    if model is None:
-        return resolve(layers)
-    if isinstance(model, (str, Path)):
-        return resolve([*layers, table_layer({"model": {"source": str(model)}}, "model")])
-    if isinstance(model, LoadedModel):
-        layer = model.description.scheduler_layer()
-        return judge(merge([layer, *layers]), model.description)
-    return judge(merge(layers))
-
-
-def _place(runtime: RuntimeSettings, given: Model | None) -> tuple[torch.device, torch.dtype]:
+def _place(runtime: RuntimeSettings, given: Network | None) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of the run: as set, else those of the network that was handed over, else what auto means.
 
     Raises:
@@ -77,10 +51,9 @@ def _place(runtime: RuntimeSettings, given: Model | None) -> tuple[torch.device,
     if given is None:
         device = choose_device(runtime.device)
         return device, choose_dtype(runtime.dtype, device)
-    module = given.network if isinstance(given, LoadedModel) else given
-    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    parameters = list(given.parameters()) if isinstance(given, nn.Module) else []
     # Of a callable nothing is known: the CPU and float32, unless another is set.
-    weights = [p for p in parameters if p.is_floating_point()] or [torch.zeros(())]
+    weights: list[Tensor] = [p for p in parameters if p.is_floating_point()] or [torch.zeros(())]
     device = weights[0].device if runtime.device == "auto" else choose_device(runtime.device)
     dtype = weights[0].dtype if runtime.dtype == "auto" else choose_dtype(runtime.dtype, device)
     if parameters and device not in {p.device for p in weights}:
@@ -97,7 +70,7 @@ def _place(runtime: RuntimeSettings, given: Model | None) -> tuple[torch.device,
     return device, dtype
 
 
-def _shape(network: Network | nn.Module, shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+def _shape(network: Network, shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
     """(C, H, W) for a network from outside: as given, else what its diffusers config says. Raises UsageError."""
     config = getattr(network, "config", None)
     channels, size = getattr(config, "in_channels", None), getattr(config, "sample_size", None)
@@ -111,11 +84,11 @@ def _shape(network: Network | nn.Module, shape: tuple[int, int, int] | None) -> 
         raise UsageError(f"sample: shape is {shape!r}; it must be (C, H, W) with 1, 3 or 4 channels")
     if isinstance(network, nn.Module) and type(channels) is int and channels != shape[0]:
         raise UsageError(f"sample: shape is {shape!r}, but the network takes {channels} channels")
-    return tuple(shape)
+    return (shape[0], shape[1], shape[2])
 
 
 def sample(
-    config: Config | Mapping[str, Any] | str | Path | None = None,
+    config: Settings = None,
     model: Model | str | Path | None = None,
     shape: tuple[int, int, int] | None = None,
 ) -> Iterator[Sample]:
@@ -132,49 +105,78 @@ def sample(
             callable is to run elsewhere than on the CPU in float32, say so in [runtime].
         shape: (C, H, W) of an image, for a network that does not tell.
 
-    Whether TF32 may be used is set for the whole process, as [runtime] says.
+    What can be refused is refused at once; a batch is sampled when its first picture is asked for. While the network is
+    loaded, and while a batch is sampled, torch's switches of TF32 are as [runtime] says; between two pictures and at
+    the end they are as they were.
 
     Warns:
-        UserWarning: where settings make garbage without being wrong.
+        UserWarning: where settings make garbage without being wrong; and where a network cannot be captured as a CUDA
+            graph, and runs slower.
 
     Raises:
         DdimError: (an ordinary exception with a sentence) for settings or a model that cannot work.
     """
-    if model is not None and not isinstance(model, (str, Path)) and not callable(model):
+    loaded: LoadedModel | None = None
+    outside: Network | None = None
+    if model is None or isinstance(model, (str, Path)):
+        run = resolve(layers_of(config, model))
+    elif isinstance(model, LoadedModel):
+        loaded = model
+        run = settle(merge([model.description.scheduler_layer(), *layers_of(config)]), model.description)
+    elif callable(model):
+        outside = model
+        run = settle(merge(layers_of(config)))
+    else:
         raise UsageError(
             f"sample: model is a {type(model).__name__}; it must be a source, a loaded model or a callable"
         )
-    run = _resolve(_layers(config), model)
     for text in run.warnings:
         warnings.warn(text, stacklevel=2)
-    given = None if model is None or isinstance(model, (str, Path)) else model
-    outside = None if isinstance(given, LoadedModel) else given
     if outside is not None:
         check_outside(outside, run.config)
     elif shape is not None:
-        channels, (height, width) = run.model.channels, run.model.size
+        channels, height, width = run.model.shape
         raise UsageError(
             f"sample: shape is for a callable; {run.model.name} makes pictures of {channels} x {height} x {width}, "
             "and model.image_size chooses another size"
         )
-    device, dtype = _place(run.config.runtime, given)
-    set_tf32(run.config.runtime.tf32)
-    shape = (run.model.channels, *run.model.size) if outside is None else _shape(outside, shape)
-    seeds, asked = run.config.seeds(), run.config.sampling.batch_size
-    batch_size = choose_batch_size(asked, len(seeds), run.model, device, dtype)
-    batch_size = halve_to_fit(batch_size, run.model, device, dtype, rows_an_image(run))
-    if given is None:
-        network, compiled = load_run_network(run, device, dtype, batch_size, len(seeds))
-    else:
-        network, compiled = as_sampling_network(given) if outside is None else guarded(outside), False
-    sampler = make_sampler(run, network, device, dtype, shape)
+    device, dtype = _place(run.config.runtime, loaded.network if loaded is not None else outside)
+    shape = run.model.shape if outside is None else _shape(outside, shape)
+    items, allowed = SeedItems.of(run.config), run.config.runtime.tf32
+    batch_size = choose_batch_size(run.config.sampling.batch_size, len(items), run.described, device, dtype)
+    batch_size = halve_to_fit(batch_size, run.described, device, dtype, rows_an_image(run))
+    network: SamplingNetwork | Network
+    compiled = False
+    with tf32(allowed):
+        if loaded is not None:
+            network = as_sampling_network(loaded)
+        elif outside is not None:
+            network = guarded(outside)
+        else:
+            calls = -(-len(items) // batch_size) * len(run.timesteps)
+            use = Use(network_target(run, device, dtype, batch_size), run.config.runtime.compile, calls)
+            network, compiled = Networks().load(use, Reporter())
+        sampler = make_sampler(run, network, device, dtype, shape)
+    slower: list[str] = []
+    denoiser = Denoiser(sampler, on_slower=lambda what, why: slower.append(f"{what}: {why}"))
     record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled), outside)
-    return _samples(run_batches(sampler, seeds, batch_size), record)
+    return _samples(run_batches(denoiser, items, batch_size), record, allowed, slower)
 
 
-def _samples(batches, record: Mapping[str, Any]) -> Iterator[Sample]:
-    for pictures in batches:
-        for p in pictures:
+def _samples(
+    batches: Iterator[list[Picture]], record: Mapping[str, Any], allowed: bool, slower: list[str]
+) -> Iterator[Sample]:
+    while True:
+        # Around a batch and not around all: between two pictures the caller's program runs.
+        with tf32(allowed):
+            pictures = next(batches, None)
+        while slower:
+            warnings.warn(slower.pop(), stacklevel=2)
+        if pictures is None:
+            return
+        for item, pixels, x0, _, _, batch_size, _ in pictures:
+            assert item.seed is not None
+            assert x0 is not None
             # A clone outside inference mode is an ordinary tensor.
-            metadata = copy.deepcopy(describe_picture(record, p.seed, p.pixels, p.batch_size))
-            yield Sample(p.seed, to_image(p.pixels), p.x0.clone(), metadata)
+            metadata = copy.deepcopy(describe_picture(item_record(record, item), item.seed, pixels, batch_size))
+            yield Sample(item.seed, to_image(pixels), x0.clone(), metadata)

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ddim_cli import __version__
-from ddim_cli.errors import RunError, UsageError
+from ddim_cli.errors import RunError, UsageError, first_line
 from ddim_cli.models.describe import ModelDescription
-from ddim_cli.models.hashing import cache_folder
+from ddim_cli.models.hashing import cache_folder, hexdigest
 from ddim_cli.models.load import SamplingNetwork, load_projection, load_sampling_network
 from ddim_cli.sampling.precision import device_name
 
@@ -52,6 +52,7 @@ class Target:
     device: torch.device
     dtype: torch.dtype
     rows: int
+    tf32: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -65,7 +66,7 @@ class Target:
             "model": [self.model.sha256, self.model.config_sha256],
             "shape": list(self.shape),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "tf32": torch.backends.cuda.matmul.allow_tf32 if gpu else None,
+            "tf32": self.tf32 if gpu else None,
             "device": [self.device.type, device_name(self.device), str(capability)],
             "threads": None if gpu else torch.get_num_threads(),
             "versions": [__version__, torch.__version__, sys.platform],
@@ -78,17 +79,12 @@ class Target:
 
 
 def folder() -> Path:
-    """Where all of them are kept."""
     return cache_folder() / "compiled"
 
 
 def _digest(path: Path) -> str:
     # Several times as fast as sha256, and some of these files are as large as the weights.
-    digest = hashlib.blake2b(digest_size=32)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hexdigest(path, hashlib.blake2b(digest_size=32))
 
 
 def _is_ours(path: Path) -> bool:
@@ -149,7 +145,6 @@ def find(target: Target) -> CompiledNetwork | None:
 
 
 def kept_folders() -> list[Path]:
-    """The folders of all that are kept, whatever for."""
     return sorted(path.parent for path in folder().glob(f"[!.]*/{FACTS}"))
 
 
@@ -231,7 +226,7 @@ def _example(target: Target, network: SamplingNetwork) -> tuple[Tensor, Tensor]:
 
 
 class _Body(nn.Module):
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: SamplingNetwork):
         super().__init__()
         self.network = network
 
@@ -253,7 +248,7 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _compile(network: nn.Module, example: tuple[Tensor, Tensor], package: Path, device: torch.device) -> None:
+def _compile(network: SamplingNetwork, example: tuple[Tensor, Tensor], package: Path, device: torch.device) -> None:
     import torch._inductor
 
     exported = torch.export.export(_Body(network), example)
@@ -325,8 +320,7 @@ def build(target: Target) -> CompiledNetwork:
         raise RunError(f"the compiled network cannot be kept: {path.parent}: {error.strerror or error}") from None
     except Exception as error:
         # A compiler fails in as many ways as there are machines; its own words are the best there are.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"the network cannot be compiled: {first[:300]}") from error
+        raise RunError(f"the network cannot be compiled: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     built = find(target)

@@ -11,18 +11,20 @@ from torch import Tensor
 ConditionalNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def rescale(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """Give ``guided`` the standard deviation of ``conditional``, an image at a time, to the extent of ``share``.
+def rescale(guided: Tensor, conditional: Tensor, guidance_rescale: float) -> Tensor:
+    """Bring the standard deviation of each image of ``guided`` towards that of ``conditional``, both [B, ...].
 
-    Lin et al., arXiv:2305.08891, eqs. 15 and 16. Both [B, ...].
+    From 0, not at all, to 1, all the way: ``guidance_rescale`` is phi of Lin et al., arXiv:2305.08891, eqs. 15 and 16.
     """
     dims = tuple(range(1, guided.ndim))
     factor = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
-    return guided * (share * factor + (1 - share))
+    return guided * (guidance_rescale * factor + (1 - guidance_rescale))
 
 
-def with_guidance(network: ConditionalNetwork, null_class: int, scale: float, share: float = 0.0) -> ConditionalNetwork:
-    """A network whose output is o_null + scale (o_class - o_null), then rescaled by ``share`` (see `rescale`).
+def with_guidance(
+    network: ConditionalNetwork, null_class: int, scale: float, guidance_rescale: float = 0.0
+) -> ConditionalNetwork:
+    """A network whose output is o_null + scale (o_class - o_null), then rescaled (see `rescale`).
 
     The prediction is in float32, whatever the network's dtype.
     """
@@ -31,7 +33,7 @@ def with_guidance(network: ConditionalNetwork, null_class: int, scale: float, sh
         null = torch.full_like(classes, null_class)
         both = network(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, classes])).float()
         unconditional, conditional = both.chunk(2)
-        found = unconditional + scale * (conditional - unconditional)
-        return rescale(found, conditional, share) if share > 0 else found
+        prediction = unconditional + scale * (conditional - unconditional)
+        return rescale(prediction, conditional, guidance_rescale) if guidance_rescale > 0 else prediction
 
     return guided

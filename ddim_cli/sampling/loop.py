@@ -1,160 +1,212 @@
-"""The denoising loop: from noise to x0, a batch at a time, on the device."""
+"""The denoising loop: from the states that items start from to pictures, a batch at a time, on the device."""
 
 from __future__ import annotations
 
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import StepTable
-from ddim_cli.diffusion.step import X0Treatment, ddim_step
-from ddim_cli.errors import RunError, UsageError
+from ddim_cli.diffusion.solvers import DDIM, SAMPLING
+from ddim_cli.diffusion.step import X0Treatment
+from ddim_cli.errors import RunError, UsageError, first_line
+from ddim_cli.models.conditions import Condition
+from ddim_cli.models.decoders import Decoder, identity
+from ddim_cli.sampling.items import Inversion, Item
 from ddim_cli.sampling.network import StepNetwork
-from ddim_cli.sampling.noise import ImageNoise
-from ddim_cli.sampling.plan import padded
+from ddim_cli.sampling.noise import BatchNoise
 
 # Called after each step with the number of steps done.
 OnStep = Callable[[int], None]
 # Called with the new batch size when memory did not suffice for the old one.
 OnHalved = Callable[[int], None]
+# Called with what runs slower than it could, and why.
+OnSlower = Callable[[str, str], None]
+NOT_CAPTURED = "the step cannot be captured as a CUDA graph, and runs kernel by kernel, which is slower"
 # Steps that a GPU may be behind the host: enough to keep it busy, few enough for a progress bar to be true.
 STEPS_AHEAD = 8
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """All that a batch needs besides its seeds.
+class Observer:
+    """Watches one batch on its way along the grid, and says what it saw of each item. This one sees nothing."""
 
-    ``shape`` is (C, H, W); ``dtype`` the network's; ``draws_noise`` whether each step draws noise;
-    ``classes`` what a conditional network is given: classes[seed mod their number]; ``keeps_x0``
-    whether pictures carry x0 beside their pixels.
+    def begin(self, x: Tensor) -> None:
+        """The states before the first step, float32 [B, C, H, W], padding included."""
+
+    def step(self, i: int, x: Tensor, x0: Tensor) -> None:
+        """The states after step ``i`` and the x0 it predicted: buffers that the next step overwrites."""
+
+    def seen(self, row: int) -> Any:
+        """What `Picture.seen` of the item in this row is to be."""
+
+
+# The items of a batch -> who watches it
+Watch = Callable[[Sequence[Item]], Observer]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way along the grid: down it, from a latent to a picture, or up it (inversion).
+
+    ``network`` takes the number of the step in place of a timestep, in the order of ``table``.
     """
 
     network: StepNetwork
     table: StepTable
     treatment: X0Treatment
+    solver: DDIM = SAMPLING
+    draws_noise: bool = False
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """All that a batch needs besides its items.
+
+    ``shape`` is (C, H, W) of a state; ``dtype`` the network's; ``up`` the pass of items that start from a picture to
+    invert, where there are any; ``keeps_x0`` whether pictures carry the final state, and the latent of an inversion.
+    """
+
+    down: Pass
     shape: tuple[int, int, int]
     device: torch.device
     dtype: torch.dtype
-    draws_noise: bool
-    classes: tuple[int, ...] = ()
+    up: Pass | None = None
+    condition: Condition = field(default_factory=Condition)
+    decode: Decoder = identity
     keeps_x0: bool = True
 
-    def condition(self, seeds: Sequence[int]) -> tuple[Tensor, ...]:
-        """What the network takes after x and the step: the classes of the seeds, int64 [B], or nothing."""
-        if not self.classes:
-            return ()
-        return (torch.tensor([self.classes[seed % len(self.classes)] for seed in seeds], device=self.device),)
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether calls return before they are done: on a GPU, where the step is a graph and a batch is in flight."""
+        return self.device.type == "cuda"
+
+    def conditions(self, items: Sequence[Item], rows: int) -> tuple[Tensor, ...]:
+        """What the network takes after x and the step, for ``rows`` rows; the last item pads them."""
+        numbers = [item.class_number for item in items]
+        return self.condition.of([*numbers, *numbers[-1:] * (rows - len(items))], self.device)
 
 
 class Picture(NamedTuple):
     """One sampled image, with its share of its batch's seconds.
 
-    ``pixels`` uint8 [H, W, C]; ``x0`` float32 [C, H, W] where the sampler keeps it; ``batch_size`` the rows that
-    the network saw.
+    ``pixels`` uint8 [H, W, C]; ``x0`` float32 [C, H, W] and ``latent``, the state an inversion came to, where the
+    sampler keeps them; ``batch_size`` the rows that the network saw; ``seen`` what an observer says of it.
     """
 
-    seed: int
+    item: Item
     pixels: np.ndarray
     x0: Tensor | None
+    latent: Tensor | None
     seconds: float
     batch_size: int
+    seen: Any = None
 
 
-def advance(
-    sampler: Sampler, x: Tensor, i: int | Tensor, condition: tuple[Tensor, ...], noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Step ``i`` of the table, an int or int64 [1] on the device: x_t -> (x_prev, x0), float32 [B, C, H, W]."""
-    output = sampler.network(x.to(sampler.dtype), i, *condition)
-    if output.shape != x.shape:
-        raise UsageError(f"the network gives {list(output.shape)} for an input of {list(x.shape)}")
-    return ddim_step(x, output, sampler.table.row(i), sampler.treatment, noise)
+def captured(
+    call: Callable[[], Any], device: torch.device, reset: Callable[[], Any] = lambda: None
+) -> Callable[[], Any]:
+    """``call`` as a CUDA graph: what replays it, on whatever stream is current then.
 
-
-def trajectory(sampler: Sampler, seeds: Sequence[int], x: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (x after the step, predicted x0) for every step of a batch; float32 [B, C, H, W] on the device.
-
-    ``x`` replaces the seeds' initial noise, float32 [B, C, H, W]; noise that steps add, and classes, are still theirs.
+    It is called twice before, so that libraries choose and allocate, each time after ``reset``. Raises RuntimeError
+    for what no graph can hold.
     """
-    noise = ImageNoise(seeds, sampler.shape, sampler.device)
-    drawn = noise.draw()
-    x = drawn if x is None else x.to(sampler.device)
-    condition = sampler.condition(seeds)
-    for i in range(len(sampler.table)):
-        x, x0 = advance(sampler, x, i, condition, noise.draw() if sampler.draws_noise else None)
-        yield x, x0
+    here = torch.cuda.current_stream(device)
+    # Streams of this device, which need not be the current one. The warm-up has one of its own: what libraries allocate
+    # on a stream for good is then the graph's where the graph uses it.
+    warm_up, capture = torch.cuda.Stream(device), torch.cuda.Stream(device)
+    graph = torch.cuda.CUDAGraph()
+    # Where a capture fails, torch leaves its stream the current one; this block does not.
+    with torch.cuda.stream(here):
+        warm_up.wait_stream(here)
+        with torch.cuda.stream(warm_up):
+            for _ in range(2):
+                reset()
+                call()
+        here.wait_stream(warm_up)
+        # Threads that write pictures may free pinned memory meanwhile.
+        with torch.cuda.graph(graph, stream=capture, capture_error_mode="thread_local"):
+            call()
+    return graph.replay
 
 
-def ascent(sampler: Sampler, seeds: Sequence[int], x: Tensor) -> Iterator[Tensor]:
-    """Yield x after every step of a batch on its way up the grid; float32 [B, C, H, W] on the device.
+class Stepper:
+    """The step of a pass over buffers that stay where they are, its number counted on the device.
 
-    ``sampler`` is one of the way up (see `make_sampler`), whose table has the last step of the way first; ``x`` the
-    pictures, float32 [B, C, H, W] in about [-1, 1]; ``seeds`` tell the classes.
-    """
-    x, condition = x.to(sampler.device), sampler.condition(seeds)
-    for i in reversed(range(len(sampler.table))):
-        x, _ = advance(sampler, x, i, condition, None)
-        yield x
-
-
-class StepInPlace:
-    """The same step over buffers that stay where they are, its number counted on the device.
-
-    So one CUDA graph of it serves every step of every batch: its kernels are launched at once, and nothing
-    between two steps waits for the host.
+    So one CUDA graph of it serves every step of every batch: its kernels are launched at once, and nothing between
+    two steps waits for the host. ``x`` and, where somebody watches, ``x0``, float32 [B, C, H, W], hold the results of
+    the last step.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int):
+    def __init__(self, sampler: Sampler, of: Pass, rows: int, condition: tuple[Tensor, ...], watched: bool = True):
         device = sampler.device
-        self._sampler = sampler
-        self._x = torch.zeros(batch_size, *sampler.shape, device=device)
+        self._pass, self._dtype = of, sampler.dtype
+        self.x = torch.zeros(rows, *sampler.shape, device=device)
+        self.x0 = torch.zeros_like(self.x) if watched else self.x
         self._i = torch.zeros(1, dtype=torch.int64, device=device)
-        self._noise = torch.zeros_like(self._x) if sampler.draws_noise else None
-        self._condition = sampler.condition([0] * batch_size)
-        self._run = self._step
+        self._noise = torch.zeros_like(self.x) if of.draws_noise else None
+        self._condition = condition
+        self._state = of.solver.state(self.x)
+        self._run: Callable[[], None] = self._step
+
+    def __len__(self) -> int:
+        return len(self._pass.table)
 
     def _step(self) -> None:
-        x, _ = advance(self._sampler, self._x, self._i, self._condition, self._noise)
-        self._x.copy_(x)
+        output = self._pass.network(self.x.to(self._dtype), self._i, *self._condition)
+        if output.shape != self.x.shape:
+            raise UsageError(f"the network gives {list(output.shape)} for an input of {list(self.x.shape)}")
+        row = self._pass.table.row(self._i)
+        x, x0 = self._pass.solver.step(self.x, output, row, self._pass.treatment, self._noise, self._state)
+        self.x.copy_(x)
+        if self.x0 is not self.x:
+            self.x0.copy_(x0)
         self._i.add_(1)
 
-    def capture(self) -> StepInPlace:
-        """Record the step as a CUDA graph, after a warm-up that lets libraries choose and allocate."""
-        device = self._sampler.device
-        side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self._i.zero_()
-                self._step()
-        here.wait_stream(side)
-        self._i.zero_()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self._run = graph.replay
+    def capture(self) -> Stepper:
+        """Run as a CUDA graph from here on. Raises RuntimeError where the step cannot be captured."""
+        self._run = captured(self._step, self.x.device, self._i.zero_)
         return self
 
-    def denoise(self, seeds: Sequence[int], on_step: OnStep) -> Tensor:
-        """The final state of a batch, float32 [B, C, H, W]: a buffer that the next batch overwrites."""
-        sampler = self._sampler
-        noise = ImageNoise(seeds, sampler.shape, sampler.device)
-        self._x.copy_(noise.draw())
+    def begin(self, x: Tensor, condition: tuple[Tensor, ...]) -> None:
+        """Start a batch at the states ``x``."""
+        self.x.copy_(x)
         self._i.zero_()
-        for buffer, classes in zip(self._condition, sampler.condition(seeds), strict=True):
-            buffer.copy_(classes)
-        for i in range(len(sampler.table)):
-            if self._noise is not None:
-                self._noise.copy_(noise.draw())
-            self._run()
-            on_step(i + 1)
-        return self._x
+        for buffer in self._state:
+            buffer.zero_()
+        for buffer, value in zip(self._condition, condition, strict=True):
+            buffer.copy_(value)
+
+    def step(self, noise: BatchNoise) -> None:
+        """The next step of the batch, with the noise it draws, if it draws any."""
+        if self._noise is not None:
+            self._noise.copy_(noise.draw())
+        self._run()
+
+
+def denoise(
+    stepper: Stepper,
+    x: Tensor,
+    condition: tuple[Tensor, ...],
+    noise: BatchNoise,
+    on_step: OnStep,
+    observer: Observer | None = None,
+) -> Tensor:
+    """All steps of a pass. Returns the final states, float32 [B, C, H, W]: a buffer that the next batch overwrites."""
+    stepper.begin(x, condition)
+    if observer is not None:
+        observer.begin(stepper.x)
+    for i in range(len(stepper)):
+        stepper.step(noise)
+        if observer is not None:
+            observer.step(i, stepper.x, stepper.x0)
+        on_step(i + 1)
+    return stepper.x
 
 
 class Pace:
@@ -181,9 +233,9 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def to_host(x: Tensor) -> Tensor:
     """A copy on the host; from a GPU into pinned memory, without waiting for it."""
-    if x.device.type != "cuda":
-        return x.cpu()
-    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    if x.device.type == "cuda":
+        return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    return x.clone() if x.device.type == "cpu" else x.cpu()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -191,95 +243,159 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def explain_not_finite(sampler: Sampler, seed: int, batch_size: int) -> RunError:
-    """Run one seed again, looking at every step, to name the first whose result is NaN or infinite."""
-    timesteps = sampler.table.timesteps.tolist()
-    for i, (x, _) in enumerate(trajectory(sampler, padded([seed], batch_size))):
-        if not bool(x[0].isfinite().all()):
-            kind = "NaN" if bool(x[0].isnan().any()) else "an infinity"
-            return RunError(
-                f"seed {seed}: {kind} at step {i + 1} of {len(timesteps)} (timestep {timesteps[i]}); "
-                f"{'try --dtype float32' if sampler.dtype != torch.float32 else 'are the weights those of this model?'}"
-            )
-    return RunError(f"seed {seed}: the result was not finite, but was when the seed was run once more alone")
+class _FirstNotFinite(Observer):
+    """The first step of a pass after which the state of the first row is NaN or infinite, in words."""
+
+    def __init__(self, of: Pass, what: str = ""):
+        self._table, self._what = of.table, what
+        self.found: str | None = None
+
+    def step(self, i: int, x: Tensor, x0: Tensor) -> None:
+        if self.found is None and not bool(x[0].isfinite().all()):
+            kind, timestep = "NaN" if bool(x[0].isnan().any()) else "an infinity", int(self._table.timesteps[i])
+            self.found = f"{kind} at step {i + 1} of {len(self._table)}{self._what} (timestep {timestep})"
 
 
+@dataclass(frozen=True)
 class Launched:
     """A batch whose steps and copies are queued on the device; `collect` waits for its pictures."""
 
-    def __init__(self, sampler: Sampler, seeds: Sequence[int], batch_size: int, x: Tensor, started: float):
-        self._sampler, self._seeds, self._batch_size, self._started = sampler, seeds, batch_size, started
-        x = x[: len(seeds)]
-        self._finite = to_host(x.isfinite().flatten(1).all(1))
-        self._pixels = to_host(to_uint8(x))
-        self._x0 = to_host(x) if sampler.keeps_x0 else None
-        self._copied = None
-        if x.device.type == "cuda":
-            self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(x.device))
+    denoiser: Denoiser
+    items: Sequence[Item]
+    rows: int
+    started: float
+    finite: Tensor
+    pixels: Tensor
+    x0: Tensor | None
+    latent: Tensor | None
+    observer: Observer | None
+    copied: torch.cuda.Event | None
 
     @torch.inference_mode()
     def collect(self) -> list[Picture]:
-        """Raises RunError for a result that is not finite, naming the seed and the step."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        finite = self._finite.tolist()
+        """Raises RunError for a result that is not finite, naming the item and the step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        finite = self.finite.tolist()
         if not all(finite):
-            raise explain_not_finite(self._sampler, self._seeds[finite.index(False)], self._batch_size)
-        seconds = (time.perf_counter() - self._started) / len(self._seeds)
-        pixels, x0 = self._pixels.numpy(), self._x0
+            raise self.denoiser.explain_not_finite(self.items[finite.index(False)], self.rows)
+        seconds = (time.perf_counter() - self.started) / len(self.items)
+        pixels = self.pixels.numpy()
         return [
-            Picture(seed, pixels[i], x0[i] if x0 is not None else None, seconds, self._batch_size)
-            for i, seed in enumerate(self._seeds)
+            Picture(
+                item,
+                pixels[i],
+                None if self.x0 is None else self.x0[i],
+                None if self.latent is None else self.latent[i],
+                seconds,
+                self.rows,
+                None if self.observer is None else self.observer.seen(i),
+            )
+            for i, item in enumerate(self.items)
         ]
 
 
 class Denoiser:
     """Runs batches of one sampler: step by step on a CPU, by a captured step on a GPU where it can be captured."""
 
-    def __init__(self, sampler: Sampler):
-        self._sampler = sampler
-        self._steps: dict[int, StepInPlace | None] = {}
+    def __init__(
+        self,
+        sampler: Sampler,
+        watch: Watch | None = None,
+        on_slower: OnSlower = lambda what, why: None,
+    ):
+        self.sampler, self._watch, self._on_slower = sampler, watch, on_slower
+        self._steppers: dict[int, Stepper] = {}
+        self._rows = 0
 
-    def _in_place(self, batch_size: int) -> StepInPlace | None:
-        if self._sampler.device.type != "cuda":
-            return None
-        if batch_size not in self._steps:
-            # A smaller batch follows where memory did not suffice: the larger one's is to be given back.
-            self._steps.clear()
-            try:
-                self._steps[batch_size] = StepInPlace(self._sampler, batch_size).capture()
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                # A network from outside may do what no graph can hold; it runs as it is.
-                torch.cuda.synchronize(self._sampler.device)
-                self._steps[batch_size] = None
-        return self._steps[batch_size]
+    def forget(self) -> None:
+        """Give back what is kept for batches of one size."""
+        self._steppers.clear()
+        self._rows = 0
+
+    def _stepper(self, of: Pass, rows: int, condition: tuple[Tensor, ...]) -> Stepper:
+        if rows != self._rows:
+            self.forget()
+            self._rows = rows
+        if id(of) not in self._steppers:
+            buffers = tuple(value.clone() for value in condition)
+            self._steppers[id(of)] = self._captured(Stepper(self.sampler, of, rows, buffers, self._watch is not None))
+        return self._steppers[id(of)]
+
+    def _captured(self, stepper: Stepper) -> Stepper:
+        if not self.sampler.runs_ahead:
+            return stepper
+        try:
+            return stepper.capture()
+        except RuntimeError as error:
+            # Nothing of the attempt is to run on beside what follows.
+            torch.cuda.synchronize(self.sampler.device)
+            # Of an error in the middle of a capture, the one that ends the capture says nothing.
+            error = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            if is_out_of_memory(error):
+                raise error from None
+            # A network from outside may do what no graph can hold; it runs as it is.
+            self._on_slower(NOT_CAPTURED, first_line(error, None))
+            # Both passes, and batches of other sizes, would fail likewise.
+            self._on_slower = lambda what, why: None
+            return stepper
 
     @torch.inference_mode()
-    def launch(self, seeds: Sequence[int], batch_size: int, on_step: OnStep) -> Launched:
-        """Sample ``seeds`` as one batch of ``batch_size`` rows."""
-        started = time.perf_counter()
-        sampler, rows = self._sampler, padded(seeds, batch_size)
-        if sampler.device.type == "cuda":
+    def launch(self, items: Sequence[Item], rows: int, on_step: OnStep = lambda done: None) -> Launched:
+        """Sample ``items`` as one batch of ``rows`` rows. Raises UsageError for an item whose start cannot be read."""
+        started, sampler = time.perf_counter(), self.sampler
+        observer = self._watch(items) if self._watch is not None else None
+        x, latent = self._run(items, rows, on_step, observer)
+        x = x[: len(items)]
+        finite, pixels = to_host(x.isfinite().flatten(1).all(1)), to_host(to_uint8(sampler.decode(x)))
+        x0 = to_host(x) if sampler.keeps_x0 else None
+        copied = None
+        if x.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(x.device))
+        return Launched(self, items, rows, started, finite, pixels, x0, latent, observer, copied)
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        rows: int,
+        on_step: OnStep,
+        observer: Observer | None,
+        up_observer: Observer | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The final states of a batch, and the latents of its inversion."""
+        sampler, done = self.sampler, 0
+        if sampler.runs_ahead:
             on_step = Pace(sampler.device, on_step)
-        in_place = self._in_place(batch_size)
-        if in_place is not None:
-            x = in_place.denoise(rows, on_step)
-        else:
-            for done, (state, _) in enumerate(trajectory(sampler, rows), start=1):
-                on_step(done)
-                x = state
-        return Launched(sampler, seeds, batch_size, x, started)
+        noise = BatchNoise(items, rows, sampler.shape, sampler.device)
+        condition = sampler.conditions(items, rows)
+        x, latent = noise.initial(), None
+        if sampler.up is not None and isinstance(items[0].start, Inversion):
+            x = denoise(self._stepper(sampler.up, rows, condition), x, condition, noise, on_step, up_observer)
+            latent = to_host(x[: len(items)]) if sampler.keeps_x0 else None
+            done = len(sampler.up.table)
+        down = self._stepper(sampler.down, rows, condition)
+        return denoise(down, x, condition, noise, lambda steps: on_step(done + steps), observer), latent
+
+    def explain_not_finite(self, item: Item, rows: int) -> RunError:
+        """Run one item again, looking at every step, to name the first whose result is NaN or infinite."""
+        sampler = self.sampler
+        down = _FirstNotFinite(sampler.down)
+        up = None if sampler.up is None else _FirstNotFinite(sampler.up, " of the inversion")
+        self._run([item], rows, lambda done: None, down, up)
+        found = (up.found if up is not None else None) or down.found
+        if found is None:
+            return RunError(f"{item.label}: the result was not finite, but was when it was run once more alone")
+        remedy = "are the weights those of this model?" if sampler.dtype == torch.float32 else "try --dtype float32"
+        return RunError(f"{item.label}: {found}; {remedy}")
 
 
 def _launches(
-    sampler: Sampler, seeds: Sequence[int], batch_size: int, on_step: OnStep, on_halved: OnHalved
+    denoiser: Denoiser, items: Sequence[Item], batch_size: int, on_step: OnStep, on_halved: OnHalved
 ) -> Iterator[Launched]:
-    denoiser, start = Denoiser(sampler), 0
-    while start < len(seeds):
-        batch = tuple(seeds[start : start + batch_size])
+    start, sampler = 0, denoiser.sampler
+    while start < len(items):
+        batch = [items[i] for i in range(start, min(start + batch_size, len(items)))]
         launched = None
         try:
             launched = denoiser.launch(batch, batch_size, on_step)
@@ -294,35 +410,35 @@ def _launches(
         else:
             # Here, outside of the handler, the failed step's tensors are no longer referred to.
             batch_size //= 2
-            denoiser = Denoiser(sampler)
+            denoiser.forget()
             gc.collect()
-            if sampler.device.type == "cuda":
+            if sampler.runs_ahead:
                 torch.cuda.empty_cache()
             on_halved(batch_size)
 
 
 def run_batches(
-    sampler: Sampler,
-    seeds: Sequence[int],
+    denoiser: Denoiser,
+    items: Sequence[Item],
     batch_size: int,
     on_step: OnStep = lambda done: None,
     on_halved: OnHalved = lambda batch_size: None,
 ) -> Iterator[list[Picture]]:
-    """Sample all ``seeds``, yielding each batch's pictures in the order of the seeds.
+    """Sample all ``items``, yielding each batch's pictures in their order.
 
     On a GPU a batch's pictures are fetched while the next one is denoised. Where memory does not suffice, the
     batch size is halved for the rest.
 
     Raises:
-        RunError: for a result that is not finite, naming the seed and the step; where memory does not suffice
+        RunError: for a result that is not finite, naming the item and the step; where memory does not suffice
             for one image.
     """
     waiting = None
-    for launched in _launches(sampler, seeds, batch_size, on_step, on_halved):
+    for launched in _launches(denoiser, items, batch_size, on_step, on_halved):
         if waiting is not None:
             yield waiting.collect()
         waiting = launched
-        if sampler.device.type != "cuda":
+        if not denoiser.sampler.runs_ahead:
             yield waiting.collect()
             waiting = None
     if waiting is not None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ddim_cli.errors import DdimError
-from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.load import SamplingNetwork, load_sampling_network
 from ddim_cli.sampling import compiled
 from ddim_cli.sampling.compiled import Target
+from ddim_cli.sampling.reporter import Reporter
 
 # (x [B, C, H, W], timesteps int64 [B]) -> the network's output [B, C, H, W]; a conditional one takes classes int64 [B]
 Network = Callable[..., Tensor]
-# The same with the step i of the grid, an int or int64 [1] on the device, in place of the timesteps
+# The same with the step i of the grid, int64 [1] on the device, in place of the timesteps
 StepNetwork = Callable[..., Tensor]
-
-
-def _row(rows: Tensor, i: int | Tensor) -> Tensor:
-    """Row ``i`` as [1, ...], without asking the device for the number."""
-    return rows[i : i + 1] if isinstance(i, int) else rows.index_select(0, i)
 
 
 def as_network(network: SamplingNetwork) -> Network:
@@ -37,8 +33,8 @@ def as_network(network: SamplingNetwork) -> Network:
 def at_steps(network: Network, timesteps: Tensor) -> StepNetwork:
     """A network by timestep, int64 [N], as one by step."""
 
-    def step(x: Tensor, i: int | Tensor, *classes: Tensor) -> Tensor:
-        return network(x, _row(timesteps, i).expand(len(x)), *classes)
+    def step(x: Tensor, i: Tensor, *classes: Tensor) -> Tensor:
+        return network(x, timesteps.index_select(0, i).expand(len(x)), *classes)
 
     return step
 
@@ -48,46 +44,76 @@ def with_projections(network: SamplingNetwork, timesteps: Tensor) -> StepNetwork
     """An unconditional network as one by step: what depends on the timestep alone is computed here, for all of them."""
     projections = network.project(timesteps)
 
-    def step(x: Tensor, i: int | Tensor) -> Tensor:
-        return network.body(x, _row(projections, i))
+    def step(x: Tensor, i: Tensor) -> Tensor:
+        return network.body(x, projections.index_select(0, i))
 
     return step
 
 
-def load_network(
-    target: Target,
-    setting: bool | Literal["auto"],
-    calls: int,
-    compiling: Callable[[], None] = lambda: None,
-    note: Callable[[str], None] = lambda text: None,
-    load: Callable[[ModelDescription, torch.device, torch.dtype], SamplingNetwork] = load_sampling_network,
-) -> tuple[SamplingNetwork, bool]:
-    """The network of ``target``, and whether it is compiled code.
+@dataclass(frozen=True)
+class Use:
+    """What a network is wanted for: ``calls`` of it tell whether a build of compiled code would pay.
 
-    ``setting`` is runtime.compile: True takes kept code or builds it; "auto" builds it only if ``calls`` of the
-    network earn the build back, and runs uncompiled, saying so to ``note``, if that fails. ``compiling`` is called
-    before a build; ``load`` loads the weights where kept code is not found.
-
-    Raises:
-        ModelError: for weights that cannot be loaded.
-        UsageError: with ``setting`` True, where there is no C++ compiler.
-        RunError: with ``setting`` True, where the build fails.
+    ``setting`` is runtime.compile: True takes kept code or builds it; "auto" builds it only if the calls earn the
+    build back, and runs uncompiled, with a note, where that fails.
     """
-    if setting is not False:
-        found = compiled.find(target)
-        if found is not None:
-            return found, True
-    if setting is True:
-        compiling()
-        return compiled.build(target), True
-    network = load(target.model, target.device, target.dtype)
-    if setting == "auto" and compiled.earns_its_build(target, calls, network):
-        if compiled.compiler() is None:
-            note("there is no C++ compiler: the network runs uncompiled")
-            return network, False
-        compiling()
-        try:
+
+    target: Target
+    setting: bool | Literal["auto"]
+    calls: int
+
+
+@dataclass
+class Networks:
+    """Loads networks, each once for as long as one use after the other has the same.
+
+    ``planned`` are all uses that follow: whether compiled code pays is judged by all that would use it.
+    """
+
+    planned: Iterable[Use] = ()
+    _weights: tuple[Any, SamplingNetwork] | None = field(default=None, init=False)
+    _last: tuple[Any, tuple[SamplingNetwork, bool]] | None = field(default=None, init=False)
+
+    def load(self, use: Use, reporter: Reporter) -> tuple[SamplingNetwork, bool]:
+        """The network, and whether it is compiled code.
+
+        Raises:
+            ModelError: for weights that cannot be loaded.
+            UsageError: with ``compile = true``, where there is no C++ compiler.
+            RunError: with ``compile = true``, where the build fails.
+        """
+        key = (use.target, use.setting)
+        if self._last is None or self._last[0] != key:
+            # Nothing of the one before is to lie in memory beside the next.
+            self._last = None
+            self._last = (key, self._load(use, reporter))
+        return self._last[1]
+
+    def _load(self, use: Use, reporter: Reporter) -> tuple[SamplingNetwork, bool]:
+        target, setting = use.target, use.setting
+        if setting is not False:
+            kept = compiled.find(target)
+            if kept is not None:
+                return kept, True
+        if setting is True:
+            reporter.compiling(target.model.name, target.rows)
             return compiled.build(target), True
-        except DdimError as error:
-            note(f"{error}; it runs uncompiled")
-    return network, False
+        network = self._uncompiled(target)
+        calls = sum(other.calls for other in self.planned if other.target == target) or use.calls
+        if setting == "auto" and compiled.earns_its_build(target, calls, network):
+            if compiled.compiler() is None:
+                reporter.note("there is no C++ compiler: the network runs uncompiled")
+                return network, False
+            reporter.compiling(target.model.name, target.rows)
+            try:
+                return compiled.build(target), True
+            except DdimError as error:
+                reporter.note(f"{error}; it runs uncompiled")
+        return network, False
+
+    def _uncompiled(self, target: Target) -> SamplingNetwork:
+        which = (target.model, target.device, target.dtype)
+        if self._weights is None or self._weights[0] != which:
+            self._weights = None
+            self._weights = (which, load_sampling_network(*which))
+        return self._weights[1]

@@ -105,9 +105,7 @@ def _check_classes(name: str, count: int | None, classes: str | None, embedding:
 
 def describe_callable(network: Callable[..., Any]) -> dict[str, Any]:
     """What the section ``model`` of a record can say of it: its class or function, and its number of parameters."""
-    module = isinstance(network, nn.Module)
+    if isinstance(network, nn.Module):
+        return {"class": type(network).__name__, "parameters": sum(p.numel() for p in network.parameters())}
     named = network if hasattr(network, "__qualname__") else type(network)
-    return {
-        "class": type(network).__name__ if module else named.__qualname__,
-        "parameters": sum(p.numel() for p in network.parameters()) if module else None,
-    }
+    return {"class": named.__qualname__, "parameters": None}

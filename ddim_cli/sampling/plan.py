@@ -1,13 +1,15 @@
-"""Which images a process makes, and in which batches: seeds -> shard -> batches, less what is done."""
+"""Which part of a plan a process makes, and how many items a batch has. Needs no torch."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from ddim_cli.config.seeds import Seeds
 from ddim_cli.errors import UsageError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,22 +35,12 @@ class Shard:
             )
         return cls(index, count)
 
-    def of(self, seeds: Sequence[int]) -> Seeds:
-        return Seeds.of(seeds)[self.index % self.count :: self.count]
+    def of(self, plan: Sequence[T]) -> Sequence[T]:
+        """This part of a plan, in its order."""
+        return plan if self.count == 1 else plan[self.index % self.count :: self.count]
 
 
 def even_batch_size(count: int, most: int) -> int:
     """The smallest batch size that needs no more batches than ``most`` does: 100 images at most 64 -> 50."""
     batches = -(-count // most)
     return -(-count // batches)
-
-
-def batches(seeds: Sequence[int], batch_size: int) -> Iterator[tuple[int, ...]]:
-    """Consecutive groups of ``batch_size`` seeds; the last may be smaller."""
-    for start in range(0, len(seeds), batch_size):
-        yield tuple(seeds[start : start + batch_size])
-
-
-def padded(seeds: Sequence[int], batch_size: int) -> tuple[int, ...]:
-    """``seeds`` made up to ``batch_size`` by repeating the last, so that the network always sees as many rows."""
-    return (*seeds, *[seeds[-1]] * (batch_size - len(seeds)))

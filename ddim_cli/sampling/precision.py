@@ -21,26 +21,27 @@ PIXELS_ON_CPU, MOST_ON_CPU, MOST_ON_GPU = 64 * 32 * 32, 64, 512
 SHARE_OF_MEMORY = 0.5
 
 
-def set_tf32(allowed: bool) -> None:
-    """Allow or forbid TF32 in matrix products and convolutions; torch's own default allows it in cuDNN."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
-
-
 @contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    """Forbid TF32 within the block."""
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in matrix products and convolutions within the block; torch's default allows it in cuDNN."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    set_tf32(False)
+    value: bool | str = allowed
+    try:
+        before = [(each, "allow_tf32", each.allow_tf32) for each in (matmul, cudnn)]
+    except RuntimeError:
+        # A program has used torch's newer switches, after which it no longer reads these.
+        before = [(each, "fp32_precision", each.fp32_precision) for each in (matmul, cudnn.conv, cudnn.rnn)]  # type: ignore[attr-defined]  # set when torch is imported
+        value = "tf32" if allowed else "ieee"
+    for switch, name, _ in before:
+        setattr(switch, name, value)
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for switch, name, was in before:
+            setattr(switch, name, was)
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -93,7 +94,9 @@ def halve_to_fit(
 
     Of a CPU alone: a GPU says when it has no more, and a host promises what it does not have, then ends the process.
     """
-    free = free_memory() if device.type == "cpu" and model is not None else None
+    if model is None or device.type != "cpu":
+        return batch_size
+    free = free_memory()
     if free is None:
         return batch_size
     share = (free - model.parameters * dtype.itemsize) * SHARE_OF_MEMORY

@@ -6,47 +6,46 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ddim_cli.config.schema import SamplingSettings
+from ddim_cli.sampling.items import Item
 from ddim_cli.sampling.outside import describe_callable
 from ddim_cli.sampling.resolve import Run
 
-# Which seeds a plan has, and where its files go, say nothing about one picture.
-_NOT_OF_A_PICTURE = {"sampling": {"num_images", "seed", "seeds", "batch_size"}, "output": ...}
+# Which pictures a plan has, and where its files go, say nothing about one picture.
+_OF_THE_PLAN = {"num_images", "seed", "seeds", "batch_size"}
+# What every sidecar has, whatever its value; and what has a meaning with guidance alone.
+_ALWAYS = ("steps", "eta", "timesteps", "variance", "use_clipped_model_output")
+_OF_GUIDANCE = ("guidance_scale", "guidance_rescale")
 
 
 def sampling_record(run: Run) -> dict[str, Any]:
-    """The section ``sampling``: what was asked for, and the timesteps that ran."""
+    """The section ``sampling``: what was asked for where it is not the default, and the timesteps that ran."""
     settings = run.config.sampling
-    record = {
-        "steps": settings.steps if settings.timesteps is None else len(run.timesteps),
-        "eta": 1.0 if settings.variance == "large" else settings.eta,
-        "timesteps": list(run.timesteps),
-        "variance": settings.variance,
-        "use_clipped_model_output": settings.use_clipped_model_output,
-    }
-    if settings.classes is not None:
-        record["classes"] = settings.classes
+    record = {key: getattr(settings, key) for key in _ALWAYS}
+    record["steps"] = settings.steps if settings.timesteps is None else len(run.timesteps)
+    record["timesteps"] = list(run.timesteps)
+    for key, field in SamplingSettings.model_fields.items():
+        value = getattr(settings, key)
+        if key not in record and key not in _OF_THE_PLAN and key not in _OF_GUIDANCE and value != field.default:
+            record[key] = value
     if settings.guidance_scale != 1:
-        record["guidance_scale"] = settings.guidance_scale
-        record["guidance_rescale"] = settings.guidance_rescale
+        record |= {key: getattr(settings, key) for key in _OF_GUIDANCE}
         record["null_class"] = run.config.model.null_class
     return record
 
 
 def config_record(run: Run) -> dict[str, Any]:
     """The resolved config of one picture: enough to make it again, given its seed and the network."""
-    config = run.config
-    found = config.model_dump(mode="json", exclude=_NOT_OF_A_PICTURE, exclude_none=True)
-    if config.sampling.variance == "large":
-        found["sampling"]["eta"] = 1.0
-    if run.model is None:
+    config = run.config.model_dump(mode="json", exclude={"sampling": _OF_THE_PLAN, "output": True}, exclude_none=True)
+    if run.described is None:
         # A network from outside was handed over: of [model] only what bears on how it was called is about it.
-        found["model"] = {key: found["model"][key] for key in ("null_class",) if key in found["model"]}
-    return found
+        config["model"] = {key: config["model"][key] for key in ("null_class",) if key in config["model"]}
+    return config
 
 
 def model_record(run: Run, outside: Callable[..., Any] | None = None) -> dict[str, Any]:
     """The section ``model``, without what only the loaded network knows; of one from ``outside`` what it tells."""
-    if run.model is None:
+    if run.described is None:
         unknown = dict.fromkeys(("revision", "class", "parameters", "sha256", "config_sha256"))
         return {"source": None, "kind": "callable", **unknown, **(describe_callable(outside) if outside else {})}
     # Where a relative source was, so that replay finds it from any folder.
@@ -72,3 +71,9 @@ def make_record(run: Run, runtime: Mapping[str, Any], outside: Callable[..., Any
         "runtime": dict(runtime),
         "config": config_record(run),
     }
+
+
+def item_record(record: Mapping[str, Any], item: Item) -> dict[str, Any]:
+    """The sections of an item's sidecar: those of its run's ``record``, its class, and what it says besides."""
+    own = {} if item.class_number is None else {"class": item.class_number}
+    return {**record, "sampling": {**record["sampling"], **own, **item.about}}

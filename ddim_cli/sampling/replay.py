@@ -10,29 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from ddim_cli.config.layers import Layer, table_layer
-from ddim_cli.config.seeds import MAX_SEED, format_seeds
+from ddim_cli.config.seeds import MAX_SEED
 from ddim_cli.errors import ModelError, UsageError
-from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
+from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
+from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity
+from ddim_cli.outputs.store import read_json
+from ddim_cli.sampling.items import Item, Latent, Slerp, frame_item, latent_item, reconstruction_item, seed_item
 from ddim_cli.sampling.resolve import Run, resolve
+
+# What of the section ``sampling`` is an item's own, and no setting of its run.
+OF_AN_ITEM = ("between", "latent", "inverted")
 
 
 @dataclass(frozen=True)
 class Original:
     """A picture that is to be made again.
 
-    ``file`` is what was named, a sidecar or a PNG; ``record`` what it says; ``picture`` its PNG, None
-    if that is not there.
+    ``file`` is what was named, a sidecar or a PNG; ``record`` what it says; ``picture`` its PNG, None if that is not
+    there. ``item`` is what makes it again.
     """
 
     file: Path
     record: Mapping[str, Any]
     picture: Path | None
-
-    @property
-    def seed(self) -> int:
-        return self.record["seed"]
+    item: Item
 
     @property
     def pixels_sha256(self) -> str:
@@ -42,10 +45,15 @@ class Original:
     def runtime(self) -> Mapping[str, Any]:
         return self.record["runtime"]
 
+    @property
+    def strip(self) -> Mapping[str, Any] | None:
+        """What a trajectory's strip shows; None of a single picture."""
+        return self.record.get("strip")
+
 
 @dataclass(frozen=True)
 class Group:
-    """Originals of equal settings, which are made again in batches of one size."""
+    """Originals of equal settings, which are made again in batches of one size. No two have one name."""
 
     originals: tuple[Original, ...]
 
@@ -54,40 +62,33 @@ class Group:
         return self.originals[0]
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(sorted({o.seed for o in self.originals}))
+    def items(self) -> list[Item]:
+        """What makes them again, each once, in the order of their names."""
+        by_name = {original.item.name: original.item for original in self.originals}
+        return [by_name[name] for name in sorted(by_name, key=lambda name: (len(name), name))]
 
     @property
     def threads(self) -> int:
         return self.first.runtime["threads"]
 
 
-_NOT_OF_A_SEED = {
-    "between": "is a frame between the noises of several seeds; ddim interpolate makes it again",
-    "inverted": "is the reconstruction of another picture; ddim invert makes it again from that, and ddim sample "
-    "--latents from the latent beside it",
-    "latent": "began at a latent and not at the noise of a seed; ddim sample --latents makes it again",
-}
+def run_identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of the run that a picture is of: without what is the item's own."""
+    return {key: value for key, value in identity(record).items() if key.removeprefix("sampling.") not in OF_AN_ITEM}
 
 
 def _check_record(record: Any, path: Path) -> None:
     """UsageError unless all that replay needs is there."""
-    if isinstance(record, dict) and record.get("schema") == STRIP_SCHEMA:
-        strip = record.get("strip") or {}
-        maker = "trajectory" if "show" in strip else "invert" if "inverted" in strip else "interpolate"
+    if isinstance(record, dict) and record.get("schema") == STRIP_SCHEMA and "show" not in (record.get("strip") or {}):
+        maker = "invert" if "inverted" in (record.get("strip") or {}) else "interpolate"
         raise UsageError(
-            f"{path}: is drawn of several frames; the same ddim {maker} draws it again, and replay takes pictures of "
-            "ddim sample"
+            f"{path}: is drawn of several pictures; the same ddim {maker} draws it again, and replay takes the "
+            "pictures themselves"
         )
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+    if not isinstance(record, dict) or record.get("schema") not in (SCHEMA, STRIP_SCHEMA):
         raise UsageError(f"{path}: is no sidecar of ddim ({SCHEMA})")
-    sampling = record.get("sampling")
-    if record.get("seed") is None and isinstance(sampling, dict):
-        for key, text in _NOT_OF_A_SEED.items():
-            if key in sampling:
-                raise UsageError(f"{path}: {text}")
     wanted = {
-        "seed": lambda r: type(r["seed"]) is int and 0 <= r["seed"] <= MAX_SEED,
+        "seed": lambda r: r["seed"] is None or (type(r["seed"]) is int and 0 <= r["seed"] <= MAX_SEED),
         "image.pixels_sha256": lambda r: isinstance(r["image"]["pixels_sha256"], str),
         "runtime.batch_size": lambda r: type(r["runtime"]["batch_size"]) is int and r["runtime"]["batch_size"] > 0,
         "runtime.threads": lambda r: type(r["runtime"]["threads"]) is int and r["runtime"]["threads"] > 0,
@@ -108,18 +109,61 @@ def _check_record(record: Any, path: Path) -> None:
         raise UsageError(f"{path}: was made from Python with a network of its own, which only that program has")
 
 
-def read_original(path: Path) -> Original | None:
+def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> Item:
+    """The item that makes a picture again; latents are looked for beside it, and in the folders ``latents``.
+
+    Raises:
+        UsageError: for a picture of no seed that does not say what else it is of, and for a latent that is not there.
+    """
+    sampling, name = record["sampling"], path.stem
+    class_number = sampling.get("class")
+    try:
+        if record["seed"] is not None:
+            return replace(seed_item(record["seed"]), class_number=class_number)
+        if "between" in sampling:
+            facts = sampling["between"]
+            weight = facts["weight"]
+            weights = tuple(weight) if isinstance(weight, list) else (weight,)
+            return frame_item(name, Slerp(tuple(facts["seeds"]), weights), class_number)
+        if "inverted" in sampling:
+            # Sampling from the latent beside it is the second half of what was done, and makes the picture.
+            beside = record["inversion"]["latent"]
+            latent = _find_latent(beside["file"], None, beside["sha256"], path, latents)
+            return reconstruction_item(name.removesuffix(".recon"), name, latent, sampling["inverted"], class_number)
+        if "latent" in sampling:
+            facts = sampling["latent"]
+            latent = _find_latent(facts["file"], facts.get("index"), facts["sha256"], path, latents)
+            return latent_item(latent, class_number)
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{path}: what it says of where it started is not what a sidecar has") from None
+    raise UsageError(f"{path}: is of no seed, and does not say what it started from")
+
+
+def _find_latent(name: str, index: int | None, sha256: str, path: Path, folders: Sequence[Path]) -> Latent:
+    """The latent with this hash, in a file of this name beside ``path`` or in one of ``folders``. Raises UsageError."""
+    places = [path.parent, *folders]
+    for place in places:
+        file = place if place.is_file() else place / name
+        if file.is_file():
+            latent = Latent(open_latents(file), index)
+            if latent_sha256(read_latent(latent.file, index)) == sha256:
+                return latent
+    looked = ", ".join(str(place) for place in places)
+    raise UsageError(
+        f"{path}: the latent it started from, {name}, is not in {looked} as it was then; say where it is with --latents"
+    )
+
+
+def read_original(path: Path, latents: Sequence[Path] = ()) -> Original | None:
     """What ``path``, a sidecar or a PNG, says of a picture.
 
-    None for run.json and grid.png, which a pattern such as DIR/* catches too. Raises UsageError for anything else.
+    None for run.json and grid.png, which a pattern such as DIR/* catches too. ``latents`` are files, or folders of
+    them, in which latents are looked for that do not lie beside it. Raises UsageError for anything else.
     """
-    if path.is_dir() and OutputFolder(path).strips() and not OutputFolder(path).numbered("json"):
-        raise UsageError(
-            f"{path}: is a folder of ddim trajectory; the same command draws its strips again, and replay takes "
-            "pictures of ddim sample"
-        )
     if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name its sidecars, for example {path}/0*.json")
+        strips = OutputFolder(path).strips() and not OutputFolder(path).numbered("json")
+        pattern = f"its strips, for example {path}/0*.png" if strips else f"its sidecars, for example {path}/0*.json"
+        raise UsageError(f"{path}: is a folder; name {pattern}")
     if path.name == "grid.png":
         return None
     if path.suffix.lower() == ".png":
@@ -131,7 +175,7 @@ def read_original(path: Path) -> Original | None:
         if record is not None and record.get("schema") == RUN_SCHEMA:
             return None
     _check_record(record, path)
-    return Original(path, record, picture if picture.exists() else None)
+    return Original(path, record, picture if picture.exists() else None, _item_of(record, path, latents))
 
 
 def group_originals(originals: Iterable[Original]) -> list[Group]:
@@ -139,14 +183,21 @@ def group_originals(originals: Iterable[Original]) -> list[Group]:
     groups: dict[str, list[Original]] = {}
     for original in originals:
         runtime = {k: original.runtime.get(k) for k in ("batch_size", "threads", "compile")}
-        key = json.dumps([identity(original.record), runtime, original.record["config"]], sort_keys=True)
+        settings = [run_identity(original.record), runtime, original.record["config"], original.strip]
+        key = json.dumps([settings, original.item.seed is None], sort_keys=True)
+        # Different pictures may have one name, in folders of their own.
+        while any(o.item.name == original.item.name and o.item != original.item for o in groups.get(key, ())):
+            key += "+"
         groups.setdefault(key, []).append(original)
-    return [Group(tuple(found)) for found in groups.values()]
+    return [Group(tuple(members)) for members in groups.values()]
 
 
-def model_layer(original: Original) -> Layer:
-    """Where the model is now: as it was named, for what has a name everywhere; else where it lay."""
-    model, settings = original.record["model"], original.record["config"].get("model", {})
+def model_layer(record: Mapping[str, Any], file: Path) -> Layer:
+    """Where the model is that ``file`` names: as it was named, for what has a name everywhere; else where it lay.
+
+    Raises ModelError where it is no longer there.
+    """
+    model, settings = record["model"], record["config"].get("model", {})
     values = {}
     if model["kind"] == "hub" and model.get("revision"):
         # The branch may have moved on.
@@ -155,20 +206,20 @@ def model_layer(original: Original) -> Layer:
         values["model.source"] = model["path"]
     elif model["kind"] in ("directory", "checkpoint", "file") and not os.path.exists(str(settings.get("source"))):
         raise ModelError(
-            f"{original.file}: its model is no longer at {model.get('path') or settings.get('source')}; point to it "
+            f"{file}: its model is no longer at {model.get('path') or settings.get('source')}; point to it "
             f"with -m (the sha256 of its weights is {model.get('sha256')})"
         )
-    return Layer(values, dict.fromkeys(values, str(original.file)))
+    return Layer(values, dict.fromkeys(values, str(file)))
 
 
-def settings_layer(original: Original) -> Layer:
-    """The settings that the picture was made with. Raises ConfigError for ones this version does not know."""
-    config = {k: dict(v) if isinstance(v, dict) else v for k, v in original.record["config"].items()}
+def settings_layer(record: Mapping[str, Any], file: Path) -> Layer:
+    """The settings that ``file`` says it was made with. Raises ConfigError for ones this version does not know."""
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in record["config"].items()}
     sampling = config.get("sampling", {})
     if "timesteps" in sampling:
         # Resolved settings have both; as a config, the two exclude each other.
         sampling.pop("steps", None)
-    return table_layer(config, str(original.file))
+    return table_layer(config, str(file))
 
 
 def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: bool) -> Run:
@@ -185,7 +236,7 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         named = {key.replace("__", "."): value for key, value in values.items()}
         return Layer(named, dict.fromkeys(named, origin))
 
-    settings = settings_layer(original)
+    settings = settings_layer(original.record, original.file)
     moved = any("model.source" in o.values for o in overrides)
     if moved:
         # The commit of where it was says nothing of where it is now.
@@ -197,14 +248,14 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         # Compiled code is used if it is kept here too; to build it for a few pictures would not pay.
         runtime__compile="auto" if original.runtime.get("compile") else False,
     )
-    plan = layer(sampling__seeds=format_seeds(group.seeds), output__dir=str(folder), output__grid=grid)
-    model = [] if moved else [model_layer(original)]
+    plan = layer(output__dir=str(folder), output__grid=grid)
+    model = [] if moved else [model_layer(original.record, original.file)]
     return resolve([settings, ran, *model, *overrides, plan])
 
 
 def check_same_pictures(group: Group, record: Mapping[str, Any]) -> None:
     """UsageError if a run with this ``record`` makes other pictures than the originals. Another dtype is none."""
-    before, now = identity(group.first.record), identity(record)
+    before, now = run_identity(group.first.record), run_identity(record)
     for key in ("runtime.dtype", "runtime.tf32"):
         before.pop(key, None)
         now.pop(key, None)

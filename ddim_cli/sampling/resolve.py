@@ -1,4 +1,4 @@
-"""From layers of settings to a run that is known to work: the model's own scheduler joined in, the grid laid out.
+"""From layers of settings to a run that is known to work: join in the model's own scheduler, lay out the grid.
 
 Reads JSON and TOML only; torch and the weights come later.
 """
@@ -32,16 +32,23 @@ LOWEST_START = 0.75
 
 @dataclass(frozen=True)
 class Run:
-    """Settings that hold together, the model they are for (None where it was not looked up) and the grid that runs."""
+    """Settings that hold together, the model they are for (None where none was looked up) and the grid that runs."""
 
     resolved: Resolved
-    model: ModelDescription | None
+    described: ModelDescription | None
     timesteps: tuple[int, ...]
     warnings: tuple[str, ...] = ()
 
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    @property
+    def model(self) -> ModelDescription:
+        """The model, where there is one. Raises LookupError of a network from outside, and a model not looked up."""
+        if self.described is None:
+            raise LookupError("this run has no described model")
+        return self.described
 
 
 def _trained_differently(resolved: Resolved, layer: Layer, model: ModelDescription) -> list[str]:
@@ -84,16 +91,6 @@ def _check_last_seed(config: Config) -> None:
         )
 
 
-def _check_large_variance(config: Config, resolved: Resolved) -> None:
-    """The large variance implies eta 1: another that was asked for is an error, the default is not."""
-    settings = config.sampling
-    if settings.variance == "large" and settings.eta != 1 and resolved.origin("sampling.eta") != "default":
-        raise ConfigError(
-            f'sampling.variance = "large" implies eta 1, but sampling.eta = {settings.eta}; '
-            "leave eta out, or set it to 1"
-        )
-
-
 def _other_length(config: Config, timesteps: Sequence[int]) -> list[str]:
     settings = config.sampling
     if settings.timesteps is not None or len(timesteps) == settings.steps:
@@ -102,14 +99,13 @@ def _other_length(config: Config, timesteps: Sequence[int]) -> list[str]:
     return [f"the {spacing} grid for {settings.steps} steps has {len(timesteps)} timesteps, and so many run"]
 
 
-def judge(resolved: Resolved, model: ModelDescription | None = None, warnings: Sequence[str] = ()) -> Run:
-    """Lay out the grid and refuse what cannot work. Raises ConfigError."""
+def settle(resolved: Resolved, model: ModelDescription | None = None, warnings: Sequence[str] = ()) -> Run:
+    """Settle a run: lay out its grid and refuse settings that cannot work. Raises ConfigError."""
     config = resolved.config
     try:
         _check_last_seed(config)
         timesteps = tuple(timestep_grid(config.scheduler, config.sampling))
         check_combination(config.scheduler, config.sampling, timesteps)
-        _check_large_variance(config, resolved)
         if model is not None:
             _check_network(config, model, timesteps)
     except ConfigError as error:
@@ -137,7 +133,7 @@ def _check_classes(config: Config, model: ModelDescription) -> None:
             raise ConfigError(f"sampling.classes = {settings.classes!r}, but {model.name} is not class-conditional")
         if settings.guidance_scale != 1 or null_class is not None:
             key = "model.null_class" if null_class is not None else "sampling.guidance_scale"
-            raise ConfigError(f"{key} is for class-conditional networks; {model.name} is none")
+            raise ConfigError(f"{key} is for class-conditional networks; {model.name} is not one")
         return
     allowed = f"0-{model.classes - 1}"
     if settings.classes is None:
@@ -186,13 +182,13 @@ def resolve(
     layer = model.scheduler_layer()
     validate_layer(layer)
     resolved = merge([layer, *layers])
-    return judge(resolved, model, [*_swept_elsewhere(layers), *_trained_differently(resolved, layer, model)])
+    return settle(resolved, model, [*_swept_elsewhere(layers), *_trained_differently(resolved, layer, model)])
 
 
 def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescription] = describe_model) -> Run:
-    """As `resolve`, but a model that cannot be opened is no error: the settings are judged without it."""
+    """As `resolve`, but a model that cannot be opened is no error: the settings are checked without it."""
     try:
         return resolve(layers, cached_only=True, describe=describe)
     except ModelError as error:
-        run = judge(merge(layers))
-        return replace(run, warnings=(*run.warnings, f"judged without the model's own scheduler settings: {error}"))
+        run = settle(merge(layers))
+        return replace(run, warnings=(*run.warnings, f"checked without the model's own scheduler settings: {error}"))

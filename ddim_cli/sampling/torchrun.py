@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ddim_cli.errors import UsageError
 from ddim_cli.sampling.plan import Shard
+from ddim_cli.sampling.reporter import Reporter
+
+if TYPE_CHECKING:
+    from ddim_cli.sampling.executor import Summary
+    from ddim_cli.sampling.job import Job
+    from ddim_cli.sampling.product import Product
 
 # Rank 0 waits for the others for as long as new images appear; this long without one, and it leaves.
 SECONDS_WITHOUT_NEWS = 60.0
@@ -78,3 +85,41 @@ def wait_for_others(
         if found > most:
             most, since = found, time.monotonic()
     return True
+
+
+def choose_shard(shard: str | None, ranks: Ranks | None) -> Shard:
+    """The part of the plan that this process makes: as --shard says, or as torchrun's rank does. Raises UsageError."""
+    if ranks is None:
+        return Shard.parse(shard) if shard is not None else Shard()
+    if shard is not None:
+        raise UsageError(
+            f"--shard {shard}: under torchrun each rank is a shard already ({ranks.rank}/{ranks.size} here); leave "
+            "--shard out, or start without torchrun"
+        )
+    return ranks.shard
+
+
+def execute_ranks(
+    job: Job, product: Product, ranks: Ranks, reporter: Reporter | None = None, overwrite: bool = False
+) -> Summary:
+    """As `executor.execute`, of one rank of several; what it made is its own share.
+
+    Rank 0 stays to show the others' progress, and so knows what is left of the whole plan, and draws what shows it.
+    """
+    from ddim_cli.sampling.executor import conclude, execute
+
+    reporter = reporter or Reporter()
+    summary = execute(job, product, reporter, overwrite)
+    if ranks.rank or not summary.left:
+        return summary
+    reporter.waiting_for_others(job, product)
+
+    def count() -> int:
+        reporter.step(0)
+        return product.count(job)
+
+    wait_for_others(count, len(job.plan), summary.seconds / max(1, -(-summary.made // job.batch_size)))
+    reporter.stopped()
+    whole = conclude(job, product, 0, summary.seconds, reporter)
+    reporter.others_done(count(), len(job.plan))
+    return replace(whole, made=summary.made, present=summary.present)

@@ -17,13 +17,7 @@ from torch import Tensor
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.betas import make_betas
-from ddim_cli.diffusion.coefficients import (
-    Coefficients,
-    StepTable,
-    final_alpha_bar,
-    make_inverse_table,
-    make_table,
-)
+from ddim_cli.diffusion.coefficients import Coefficients, StepTable, final_alpha_bar, make_inverse_table, make_table
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.rules import check_betas
 from ddim_cli.diffusion.step import X0Treatment, ddim_step
@@ -77,11 +71,11 @@ def _sampling(values: dict[str, Any], who: str) -> SamplingSettings:
 class DDIMScheduler(SchedulerMixin, ConfigMixin):
     """DDIM (Song, Meng, Ermon, arXiv:2010.02502) with diffusers' constructor, methods and JSON file.
 
-    Every constructor argument is a key of [scheduler] with its default; beyond diffusers' there are
-    the schedules ``sigmoid``, ``laplace`` and ``exp``, the spacings ``quadratic`` and ``uniform``,
-    and ``previous_timestep`` ("grid": a step goes to the next entry of the grid; "diffusers": to
-    t - T // N). Put it into a pipeline with ``pipe.scheduler = ...``; the constructor of
-    DDIMPipeline would replace it with diffusers' own.
+    Every constructor argument is a key of [scheduler] with its default. ``beta_schedule`` and
+    ``timestep_spacing`` take diffusers' names and those that `diffusion.schedules` and
+    `diffusion.spacings` have besides; beyond diffusers' keys there is ``previous_timestep`` ("grid":
+    a step goes to the next entry of the grid; "diffusers": to t - T // N). Put it into a pipeline
+    with ``pipe.scheduler = ...``; the constructor of DDIMPipeline would replace it with diffusers' own.
 
     Raises:
         ConfigError: (an ordinary exception with a sentence) for values that cannot work.
@@ -128,7 +122,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._sampling = SamplingSettings()
-        self._tables: dict[tuple, StepTable] = {}
+        self._tables: dict[tuple[Any, ...], tuple[SamplingSettings, StepTable]] = {}
 
     def set_timesteps(
         self,
@@ -149,7 +143,7 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             asked = {"steps": _whole(num_inference_steps)}
         self._sampling = _sampling(asked, "set_timesteps")
         self._grid = timestep_grid(self.settings, self._sampling)
-        self._index = {t: i for i, t in enumerate(self._grid)}
+        self._index: dict[Any, int] = {t: i for i, t in enumerate(self._grid)}
         self._tables.clear()
         self.num_inference_steps = len(self._grid)
         self.timesteps = torch.tensor(self._grid, dtype=torch.int64, device=device)
@@ -158,20 +152,26 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
         """The network's input for x_t: in DDIM, x_t itself."""
         return sample
 
-    def _row(self, kind: str, timestep: int | Tensor, sample: Tensor, **sampling) -> Coefficients:
-        """The coefficients of the step at ``timestep``, from a table made once for its settings, device and dtype."""
+    def _row(
+        self, timestep: int | Tensor, sample: Tensor, asked: dict[str, Any] | None = None
+    ) -> tuple[SamplingSettings, Coefficients]:
+        """The settings ``asked`` for and their coefficients of the step at ``timestep``; of the inverse one for None.
+
+        A table is made once for its settings, device and dtype.
+        """
         if self.num_inference_steps is None:
             raise ConfigError("call set_timesteps before stepping")
         t = timestep.item() if isinstance(timestep, Tensor) and timestep.numel() == 1 else timestep
         if not isinstance(t, Hashable) or t not in self._index:
             raise ConfigError(f"timestep {t} is not in the grid {self._grid[:3]}...; see scheduler.timesteps")
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-        key = (kind, sample.device, dtype, *sampling.values())
+        key = (sample.device, dtype, *(asked.items() if asked is not None else ()))
         if key not in self._tables:
-            chosen = _sampling({**self._sampling.model_dump(exclude_unset=True), **sampling}, "step")
-            make = make_table if kind == "sample" else make_inverse_table
-            self._tables[key] = make(self.settings, chosen, self._grid, sample.device, dtype)
-        return self._tables[key].row(self._index[t])
+            chosen = _sampling({**self._sampling.model_dump(exclude_unset=True), **(asked or {})}, "step")
+            make = make_inverse_table if asked is None else make_table
+            self._tables[key] = chosen, make(self.settings, chosen, self._grid, sample.device, dtype)
+        chosen, table = self._tables[key]
+        return chosen, table.row(self._index[t])
 
     def step(
         self,
@@ -205,17 +205,14 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
                 one an image.
         """
         _check_like("model_output", model_output, sample)
-        row = self._row(
-            "sample",
-            timestep,
-            sample,
-            eta=float(eta),
-            variance=variance,
-            use_clipped_model_output=bool(use_clipped_model_output),
-        )
+        asked = {"variance": variance, "use_clipped_model_output": bool(use_clipped_model_output)}
+        if eta:
+            # The large variance implies an eta of its own; 0 is what one is that nobody asked for.
+            asked["eta"] = float(eta)
+        chosen, row = self._row(timestep, sample, asked)
         state = sample if sample.dtype == torch.float64 else sample.float()
         noise = None
-        if eta > 0 or variance == "large":
+        if chosen.draws_noise:
             if variance_noise is not None and generator is not None:
                 raise ConfigError("step takes either generator or variance_noise, not both")
             noise = variance_noise
@@ -224,11 +221,8 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             else:
                 _check_generators(generator, sample)
                 noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=state.dtype)
-        treatment = X0Treatment.of(
-            self.settings, SamplingSettings(use_clipped_model_output=bool(use_clipped_model_output))
-        )
-        x_prev, x0 = ddim_step(state, model_output, row, treatment, noise)
-        x_prev, x0 = x_prev.to(sample.dtype), x0.to(sample.dtype)
+        treatment = X0Treatment.of(self.settings, chosen)
+        x_prev, x0 = (x.to(sample.dtype) for x in ddim_step(state, model_output, row, treatment, noise))
         return DDIMSchedulerOutput(x_prev, x0) if return_dict else (x_prev, x0)
 
     def step_inverse(
@@ -248,10 +242,9 @@ class DDIMScheduler(SchedulerMixin, ConfigMixin):
             UsageError: for an output of another shape than the sample's.
         """
         _check_like("model_output", model_output, sample)
-        row = self._row("inverse", timestep, sample)
+        _, row = self._row(timestep, sample)
         state = sample if sample.dtype == torch.float64 else sample.float()
-        x_t, x0 = ddim_step(state, model_output, row, X0Treatment())
-        x_t, x0 = x_t.to(sample.dtype), x0.to(sample.dtype)
+        x_t, x0 = (x.to(sample.dtype) for x in ddim_step(state, model_output, row, X0Treatment()))
         return DDIMSchedulerOutput(x_t, x0) if return_dict else (x_t, x0)
 
     def _levels(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

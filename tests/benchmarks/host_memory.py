@@ -17,8 +17,11 @@ import time
 from pathlib import Path
 
 from ddim_cli.config.layers import table_layer
+from ddim_cli.sampling.executor import execute
+from ddim_cli.sampling.job import make_job
+from ddim_cli.sampling.product import SeedPictures
+from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resolve import resolve
-from ddim_cli.sampling.run import Reporter, execute, make_job
 
 
 def resident() -> int:
@@ -64,7 +67,7 @@ def main() -> None:
         job = make_job(resolve([table_layer(table, "host_memory")]))
         print(f"before loading: {resident() / 1e6:,.0f} MB")
         started = time.perf_counter()
-        execute(job, watch)
+        execute(job, SeedPictures(), watch)
         seconds = time.perf_counter() - started
     first, most, last = watch.readings[0] / 1e6, max(watch.readings) / 1e6, watch.readings[-1] / 1e6
     growth = most - first

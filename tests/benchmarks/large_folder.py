@@ -19,10 +19,12 @@ import numpy as np
 from ddim_cli.config.layers import Layer
 from ddim_cli.evaluation.compare import Limits, compare
 from ddim_cli.evaluation.verify import verify
-from ddim_cli.outputs.writer import PictureWriter
-from ddim_cli.sampling.closing import collect_npz
+from ddim_cli.outputs.writer import BackgroundWriter
+from ddim_cli.sampling.executor import execute, pending
+from ddim_cli.sampling.job import Job, make_job
+from ddim_cli.sampling.loop import Picture
+from ddim_cli.sampling.product import SeedPictures, collect_npz, name_npz
 from ddim_cli.sampling.resolve import resolve
-from ddim_cli.sampling.run import Job, execute, make_job, pending
 
 
 def job_of(images: int, folder: Path) -> Job:
@@ -39,12 +41,12 @@ def job_of(images: int, folder: Path) -> Job:
 def fill(job: Job) -> None:
     """Random pictures in place of sampled ones."""
     job.folder.create()
-    job.folder.start(job.seeds, job.record, complete=False)
-    writer = PictureWriter(job.folder, job.record)
+    job.folder.start(job.run.config.seeds(), job.record, complete=False)
     draw = np.random.default_rng(0)
-    for seed in job.seeds:
-        writer.write(seed, draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), 0.01)
-    writer.close()
+    with BackgroundWriter(job.folder.path) as writer:
+        for item in job.items:
+            pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            writer.submit(SeedPictures().save, job, Picture(item, pixels, None, None, 0.01, job.batch_size))
 
 
 def timed(what: str, act, *args):
@@ -59,11 +61,11 @@ def measure(images: int, path: Path) -> None:
     job = job_of(images, path)
     if not job.folder.manifest.exists():
         timed(f"write {images:,} pairs", fill, job)
-    assert timed("decide what is left", pending, job) == []
-    timed("sample again: nothing to do", execute, job)
+    assert not timed("decide what is left", pending, job, SeedPictures())
+    timed("sample again: nothing to do", execute, job, SeedPictures())
     assert timed("verify", verify, path).problems == ()
     assert timed("compare with itself", compare, path, path, Limits(0, 40.0)).ok
-    timed("write one .npz", collect_npz, job, [], path / "all.npz")
+    timed("write one .npz", collect_npz, job, job.items, name_npz(path / "all.npz", overwrite=True))
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -33,13 +33,14 @@ COMMANDS = (
 
 
 @pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
-def test_help_begins_with_examples(ddim, command):
+def test_help_describes_the_command_and_then_gives_examples(ddim, command):
     result = ddim(*command, "--help")
     assert result.exit_code == 0
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0].startswith("Usage:")
-    assert lines[1] == "Examples"
-    assert lines[2].startswith(" ".join(["ddim", *command]))
+    examples = [line.removesuffix(":") for line in lines].index("Examples")
+    assert examples > 1
+    assert lines[examples + 1].startswith(" ".join(["ddim", *command]))
 
 
 def every_command(name: str, command):
@@ -121,3 +122,9 @@ def test_unknown_things_are_usage_errors(ddim):
     assert ddim("nonsense").exit_code == 2
     assert ddim("sample", "--nonsense").exit_code == 2
     assert ddim("sample", "--steps", "many").exit_code == 2
+
+
+def test_a_default_that_is_0_or_1_is_shown_as_the_number_it_is(ddim):
+    shown = " ".join(ddim("sample", "--help").stdout.split())
+    for text in ("1 for DDPM's [0].", "has the next seed [0].", "1 turns it off [1].", "of the first images [yes]."):
+        assert text in shown, text

@@ -41,7 +41,7 @@ def test_each_file_is_a_schedule_of_its_own(ddim, tmp_path):
     result = ddim("schedule", "-c", "a.toml", "-c", "b.toml", "--json")
     found = json.loads(result.stdout)["schedules"]
     assert [(s["name"], s["steps"]) for s in found] == [("a.toml", 5), ("b.toml", 50)]
-    assert "b.toml: judged without the model's own" in result.stderr
+    assert "b.toml: checked without the model's own" in result.stderr
 
 
 def test_plot(ddim, tmp_path):

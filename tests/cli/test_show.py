@@ -132,7 +132,7 @@ def test_a_terminal_that_takes_pixels_but_not_these(ddim, tiny_model, terminal, 
 def test_without_a_terminal_nothing_is_shown(ddim, tiny_model):
     result = ddim("sample", "-m", tiny_model, "-n", 1, "--steps", 2, "-o", "out", "--show")
     assert result.exit_code == 0
-    assert "stdout is no terminal" in result.stderr
+    assert "stdout is not a terminal" in result.stderr
     assert "▀" not in result.stdout
 
 

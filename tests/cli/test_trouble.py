@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddim_cli.outputs import writer
+from ddim_cli.outputs import store
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,9 +36,9 @@ def command(tiny_model):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_a_write_error_ends_the_run_at_once(ddim, command, tmp_path, monkeypatch, code):
     """From the fifth picture on, the disk takes nothing; the run stops far before its last batch."""
-    from ddim_cli.cli.console import RunProgress
+    from ddim_cli.cli.progress import RunProgress
 
-    write, steps = writer.write_atomically, []
+    write, steps = store.write_atomically, []
 
     def fail(path, data, fsync=False):
         if path.suffix == ".png" and int(path.stem) >= 5:
@@ -46,7 +46,7 @@ def test_a_write_error_ends_the_run_at_once(ddim, command, tmp_path, monkeypatch
         write(path, data, fsync)
 
     with monkeypatch.context() as broken:
-        broken.setattr(writer, "write_atomically", fail)
+        broken.setattr(store, "write_atomically", fail)
         broken.setattr(RunProgress, "step", lambda self, done: steps.append(done))
         result = ddim(*command, "--json")
     assert result.exit_code == 1
@@ -63,13 +63,13 @@ def test_a_write_error_ends_the_run_at_once(ddim, command, tmp_path, monkeypatch
 
 def test_a_long_batch_does_not_delay_the_error(ddim, tiny_model, monkeypatch):
     """The first batch cannot be written; the second, of 400 steps, is left after a few."""
-    from ddim_cli.cli.console import RunProgress
+    from ddim_cli.cli.progress import RunProgress
 
     def fail(path, data, fsync=False):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     steps = []
-    monkeypatch.setattr(writer, "write_atomically", fail)
+    monkeypatch.setattr(store, "write_atomically", fail)
     monkeypatch.setattr(RunProgress, "step", lambda self, done: steps.append(done))
     assert ddim("sample", "-m", tiny_model, "--steps", 400, "-n", 2, "-b", 1, "-o", "out").exit_code == 1
     assert 400 <= len(steps) < 700
@@ -176,13 +176,13 @@ def test_a_second_ctrl_c_ends_it_at_once(start, tiny_model, tmp_path):
     """The writers hang, as on a disk that is gone: the first Ctrl-C waits for them, the second does not."""
     process = start(
         *("sample", "-m", tiny_model, "--steps", 2, "-n", 500, "-b", 2, "-o", "out", "--json"),
-        before="import time, ddim_cli.outputs.writer as w\n"
-        "w.write_atomically = lambda *a: (open('hangs', 'w').close(), time.sleep(600))",
+        before="import time, ddim_cli.outputs.store as s\n"
+        "s.write_atomically = lambda *a: (open('hangs', 'w').close(), time.sleep(600))",
     )
     until(tmp_path / "hangs", process)
     process.kill(signal.SIGINT)
     deadline = time.monotonic() + 60
-    while "is being written" not in process.stderr:
+    while "writing what is finished" not in process.stderr:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     # A SIGTERM on top changes nothing: schedulers send several signals.

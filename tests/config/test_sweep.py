@@ -8,7 +8,7 @@ import tomli
 from ddim_cli.config.layers import flags_layer, read_file, table_layer
 from ddim_cli.config.sweep import parse_sweep
 from ddim_cli.errors import ConfigError
-from ddim_cli.experiments.cells import resolve_cells
+from ddim_cli.experiments.cells import resolve_sweep
 
 
 def sweep_of(text: str, *axes: str):
@@ -16,7 +16,7 @@ def sweep_of(text: str, *axes: str):
 
 
 def settings(sweep):
-    return [cell.settings for cell in sweep.cells()]
+    return [cell.values for cell in sweep.cells()]
 
 
 def test_the_product_of_the_axes_the_last_fastest():
@@ -66,6 +66,14 @@ def test_values_on_the_command_line_are_toml_or_bare_words():
     assert [value.layer.values["sampling.timesteps"] for value in axis.values] == [[900, 0], [500, 0]]
     [axis] = sweep_of("", "model.source=\"a,b\",'c'").axes
     assert [value.label for value in axis.values] == ["a,b", "c"]
+
+
+def test_axes_of_a_python_program():
+    sweep = parse_sweep([], {"steps": range(2, 4), "scheduler.timestep_spacing": ("leading", "trailing")})
+    assert settings(sweep) == settings(sweep_of("", "steps=2,3", "scheduler.timestep_spacing=leading,trailing"))
+    for axes in ({"eta": 0.5}, {"eta": "0.5"}, {"eta": []}):
+        with pytest.raises(ConfigError, match="axis eta: eta in a sweep takes a list of values"):
+            parse_sweep([], axes)
 
 
 def test_an_override_changes_single_cells():
@@ -148,10 +156,10 @@ def test_an_option_that_an_axis_would_replace_is_refused(tiny_model, axis, flag)
     layer = table_layer({"model": {"source": str(tiny_model)}}, "model")
     [(key, (option, _))] = flag.items()
     with pytest.raises(ConfigError, match=f"^{option}: {key} says what .* does, which is on an axis; leave it out"):
-        resolve_cells([layer, flags_layer(flag)], parse_sweep([], [axis]))
+        resolve_sweep([layer, flags_layer(flag)], [axis])
     # In a file, which is of other runs too, it is replaced without a word, as by any higher layer.
     below = table_layer({"sampling": {key.partition(".")[2]: flag[key][1]}}, "run.toml")
-    assert len(resolve_cells([layer, below], parse_sweep([], [axis]))[0]) == 2
+    assert len(resolve_sweep([layer, below], [axis]).cells) == 2
 
 
 def test_mistakes_name_the_line(tmp_path):
@@ -168,23 +176,27 @@ def test_axes_that_cannot_be_read(text):
         sweep_of("", text)
 
 
-def cells_of(tiny_model, text: str, *layers):
+def sweep_run(tiny_model, text: str, *layers):
     layer = table_layer({"model": {"source": str(tiny_model)}}, "model")
     own = table_layer(tomli.loads(text), "run.toml")
-    return resolve_cells([layer, own, *layers], parse_sweep([own]))
+    return resolve_sweep([layer, own, *layers])
+
+
+def cells_of(*args):
+    return sweep_run(*args).cells
 
 
 def test_folder_names_are_safe_and_differ(tiny_model):
-    cells, _ = cells_of(
+    cells = cells_of(
         tiny_model, "[sweep]\nv = [{ label = 'a/../b', steps = 3 }, { label = 'A ... b', steps = 4 }, { steps = 5 }]"
     )
     names = [own.name for own in cells]
     assert names == ["a-..-b", "A-...-b", "steps=5"]
-    cells, _ = cells_of(tiny_model, "[sweep]\nv = [{ label = 'a b', steps = 3 }, { label = 'A/b', steps = 4 }]")
+    cells = cells_of(tiny_model, "[sweep]\nv = [{ label = 'a b', steps = 3 }, { label = 'A/b', steps = 4 }]")
     first, second = [own.name for own in cells]
     assert first == "a-b"
     assert re.fullmatch("A-b-[0-9a-f]{8}", second)
-    cells, _ = cells_of(
+    cells = cells_of(
         tiny_model, f"[sweep]\nv = [{{ label = 'run.json', steps = 3 }}, {{ label = '{'字' * 110}', steps = 4 }}]"
     )
     assert all(len(own.name.encode()) < 140 and own.name != "run.json" for own in cells)
@@ -200,17 +212,17 @@ def test_an_override_takes_the_first_of_the_seeds_there_are(tiny_model):
         """
     given = {"sampling.seeds": ("--seeds", "9-12"), "scheduler.timestep_spacing": ("--spacing", "linspace")}
     flags = flags_layer(given)
-    cells, _ = cells_of(tiny_model, text, flags)
+    cells = cells_of(tiny_model, text, flags)
     assert [own.seeds for own in cells] == [(9, 10, 11, 12), (9, 10)]
     # A flag wins over a file's override.
     assert {own.run.config.scheduler.timestep_spacing for own in cells} == {"linspace"}
-    cells, _ = cells_of(tiny_model, text, flags_layer({"sampling.num_images": ("--num-images", 1)}))
+    cells = cells_of(tiny_model, text, flags_layer({"sampling.num_images": ("--num-images", 1)}))
     assert [own.seeds for own in cells] == [(0,), (0,)]
 
 
 def test_the_same_seeds_or_the_first_of_them(tiny_model):
     fewer = "[sweep]\nsteps = [3, 4]\n[[sweep.override]]\nwhen = { steps = 4 }\nset = { %s }"
-    cells, _ = cells_of(tiny_model, "[sampling]\nseeds = '4-7,20'\n" + fewer % "seeds = '4-6'")
+    cells = cells_of(tiny_model, "[sampling]\nseeds = '4-7,20'\n" + fewer % "seeds = '4-6'")
     assert [own.seeds for own in cells] == [(4, 5, 6, 7, 20), (4, 5, 6)]
     with pytest.raises(ConfigError, match="cell steps=4: its seeds are not the first"):
         cells_of(tiny_model, fewer % "seed = 1, num_images = 2")
@@ -222,8 +234,8 @@ def test_what_cannot_work_names_the_cell(tiny_model):
 
 
 def test_a_warning_is_told_once_with_its_cells(tiny_model):
-    _, warnings = cells_of(tiny_model, "[sweep]\nsteps = [3, 50]\neta = [0.0, 1.0]")
+    warnings = sweep_run(tiny_model, "[sweep]\nsteps = [3, 50]\neta = [0.0, 1.0]").warnings
     assert len(warnings) == 1
     assert warnings[0].startswith("2 cells, steps=3, eta=0.0 the first: the grid starts")
-    _, warnings = cells_of(tiny_model, "[sweep]\nsteps = [3]\neta = [0.0, 1.0]")
+    warnings = sweep_run(tiny_model, "[sweep]\nsteps = [3]\neta = [0.0, 1.0]").warnings
     assert warnings[0].startswith("the grid starts")

@@ -197,7 +197,7 @@ def test_eta_1_over_every_timestep_is_ddpm(schedule, total):
     torch.testing.assert_close(of_x0, before.sqrt() * beta / (1 - alpha_bar), **close)
     torch.testing.assert_close(of_x_t, (1 - beta).sqrt() * (1 - before) / (1 - alpha_bar), **close)
     torch.testing.assert_close(c.sigma.square(), (1 - before) / (1 - alpha_bar) * beta, **close)
-    large = step_coefficients(alpha_bar, before, variance="large")
+    large = step_coefficients(alpha_bar, before, eta=1.0, variance="large")
     torch.testing.assert_close(large.sigma[:-1].square(), beta[:-1], **close)
     assert large.sigma[-1] == 0
     torch.testing.assert_close(large.direction, c.direction)

@@ -45,8 +45,8 @@ def settings_of(case):
     scheduler = SchedulerSettings(timestep_spacing=SPACINGS[case["skip_type"]], clip_sample=noisy)
     sampling = SamplingSettings(
         steps=case["timesteps"],
-        eta=case["eta"],
-        variance="large" if noisy else "ddim",
+        # The large variance implies an eta of its own.
+        **({"variance": "large"} if noisy else {"eta": case["eta"]}),
         use_clipped_model_output=noisy,
     )
     return scheduler, sampling

@@ -59,7 +59,7 @@ def sampling_settings(draw, total):
     variance = draw(st.sampled_from(["ddim", "ddim", "large"]))
     keys = {
         "variance": variance,
-        "eta": draw(st.sampled_from([0.0, 1.0]) | st.floats(0, 1) | st.floats(0, 3)) if variance == "ddim" else 0.0,
+        "eta": draw(st.sampled_from([0.0, 1.0]) | st.floats(0, 1) | st.floats(0, 3)) if variance == "ddim" else 1.0,
         "use_clipped_model_output": draw(st.booleans()),
         "steps": draw(st.integers(1, total) | st.integers(1, total + 5)),
     }

@@ -15,13 +15,15 @@ from ddim_cli.errors import RunError, UsageError
 from ddim_cli.evaluation import bench as bench_module
 from ddim_cli.evaluation.architectures import NAMES, describe_architecture
 from ddim_cli.evaluation.baselines import DiffusersLoop, describe_baseline, make_baseline, stride_note
-from ddim_cli.evaluation.bench import Bench, Ours, Plan, largest_difference, psnr, ratio, speeds
+from ddim_cli.evaluation.bench import Bench, Benchmark, Ours, largest_difference, psnr, ratio, speeds
 from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, seconds_on_cuda, spread
 from ddim_cli.models.inspect import flops
 from ddim_cli.models.load import build_network, load_described
+from ddim_cli.sampling.items import SeedItems, seed_item
+from ddim_cli.sampling.job import make_job
 from ddim_cli.sampling.loop import Denoiser, Picture
+from ddim_cli.sampling.network import Networks
 from ddim_cli.sampling.resolve import resolve
-from ddim_cli.sampling.run import make_job
 
 CPU = torch.device("cpu")
 
@@ -81,7 +83,7 @@ def test_a_ratio_is_of_rounds_that_belong_together():
 
 def test_psnr():
     def picture(value):
-        return Picture(0, np.zeros((2, 2, 1), np.uint8), torch.full((1, 2, 2), value), 0.0, 1)
+        return Picture(seed_item(0), np.zeros((2, 2, 1), np.uint8), torch.full((1, 2, 2), value), None, 0.0, 1)
 
     # 0.2 of [-1, 1] is 0.1 of [0, 1]: 20 dB.
     assert psnr([picture(0.2)], [picture(0.0)]) == pytest.approx([20.0])
@@ -154,7 +156,7 @@ def test_float16_on_a_cpu_without_it_warns(tiny_model, tmp_path, monkeypatch):
     run = run_of(tiny_model)
     runtime = run.config.runtime.model_copy(update={"dtype": "float16"})
     run = replace(run, resolved=replace(run.resolved, config=run.config.model_copy(update={"runtime": runtime})))
-    found = Bench(Plan(run, (1,), tmp_path, repeats=1, psnr_images=0), warn=warnings.append).measure()
+    found = Bench(Benchmark(run, (1,), tmp_path, repeats=1, psnr_images=0), warn=warnings.append).measure()
     assert len(warnings) == 1
     assert "float16, and emulates it" in warnings[0]
     assert found["machine"]["emulated"] is True
@@ -237,7 +239,7 @@ def test_the_network_alone_takes_as_many_calls_as_there_are_steps(tiny_model):
         return x
 
     sampler = bench_module.make_sampler(run_of(tiny_model), network, CPU, torch.float32, (3, 8, 8))
-    assert network_alone(sampler, (0, 1), 3) > 0
+    assert network_alone(sampler, SeedItems((0, 1)), 3) > 0
     assert len(calls) == 4 + 1
     assert set(calls) == {((3, 3, 8, 8), (3,))}
 
@@ -258,8 +260,9 @@ def test_on_cuda_the_network_is_replayed_or_else_called(capturable, monkeypatch)
     graph, calls, capturing, recorded = FakeGraph(), [], [], []
 
     @contextlib.contextmanager
-    def capture(given):
+    def capture(given, stream, capture_error_mode):
         assert given is graph
+        assert capture_error_mode == "thread_local", "threads that write pictures go on meanwhile"
         capturing.append(True)
         yield
         if not capturable:
@@ -282,16 +285,16 @@ def test_on_cuda_the_network_is_replayed_or_else_called(capturable, monkeypatch)
     stream = SimpleNamespace(wait_stream=lambda other: None)
     fakes = {
         "CUDAGraph": lambda: graph,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
+        "Stream": lambda device: stream,
+        "current_stream": lambda device: stream,
         "stream": lambda given: contextlib.nullcontext(),
         "graph": capture,
         "Event": Event,
-        "synchronize": lambda: None,
+        "synchronize": lambda device: None,
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    assert seconds_on_cuda(lambda: calls.append(1), 7) == 7
+    assert seconds_on_cuda(lambda: calls.append(1), 7, CPU) == 7
     assert graph.replays == (8 if capturable else 0)
     assert capturing == [True]
 
@@ -300,8 +303,8 @@ def test_on_cuda_the_network_is_replayed_or_else_called(capturable, monkeypatch)
 def measured(tiny_model, tmp_path_factory):
     told = []
     folder = tmp_path_factory.mktemp("scratch")
-    plan = Plan(run_of(tiny_model), (1, 2), folder, repeats=3, batches=2, against=("diffusers",))
-    found = Bench(plan, lambda text, one_of_many: told.append(text)).measure()
+    benchmark = Benchmark(run_of(tiny_model), (1, 2), folder, repeats=3, batches=2, against=("diffusers",))
+    found = Bench(benchmark, lambda text, one_of_many: told.append(text)).measure()
     return found, told, folder
 
 
@@ -362,8 +365,8 @@ def test_guidance_is_two_rows_an_image(tmp_path, monkeypatch):
             "sampling": settings,
             "runtime": {"device": "cpu", "dtype": "float32"},
         }
-        plan = Plan(resolve([table_layer(table, "test")]), (2,), tmp_path, repeats=1)
-        speed.append(Bench(plan).measure()["results"][0]["flops_per_second"])
+        benchmark = Benchmark(resolve([table_layer(table, "test")]), (2,), tmp_path, repeats=1)
+        speed.append(Bench(benchmark).measure()["results"][0]["flops_per_second"])
     assert speed[1] == pytest.approx(2 * speed[0])
 
 
@@ -380,21 +383,21 @@ def test_psnr_against_float32(tiny_model, tmp_path):
             )
         ]
     )
-    found = Bench(Plan(run, (2,), tmp_path, repeats=1, files=False, psnr_images=3)).measure()
+    found = Bench(Benchmark(run, (2,), tmp_path, repeats=1, files=False, psnr_images=3)).measure()
     assert found["psnr"]["images"] == 3
     assert 20 < found["psnr"]["worst_db"] <= found["psnr"]["median_db"] < 100
     assert "memory" in found["timed"]
     assert "psnr" not in found["results"][0]
 
 
-@pytest.mark.parametrize(("where", "fails"), [(bench_module, "load_job_network"), (Denoiser, "launch")])
+@pytest.mark.parametrize(("where", "fails"), [(Networks, "load"), (Denoiser, "launch")])
 def test_out_of_memory_names_the_batch_size(where, fails, tiny_model, tmp_path, monkeypatch):
     def fail(*args):
         raise torch.OutOfMemoryError("no")
 
     monkeypatch.setattr(where, fails, fail)
     with pytest.raises(RunError, match="batch of 7"):
-        Bench(Plan(run_of(tiny_model), (7,), tmp_path, repeats=1)).measure()
+        Bench(Benchmark(run_of(tiny_model), (7,), tmp_path, repeats=1)).measure()
 
 
 @pytest.mark.parametrize(
@@ -410,7 +413,7 @@ def test_what_diffusers_does_not_have_is_refused(scheduler, sampling, word, tiny
     table = {"model": {"source": str(tiny_model)}, "scheduler": scheduler, "sampling": sampling}
     run = resolve([table_layer(table, "test")])
     with pytest.raises(UsageError, match=word):
-        Bench(Plan(run, (1,), tmp_path, against=("diffusers",)))
+        Bench(Benchmark(run, (1,), tmp_path, against=("diffusers",)))
 
 
 def test_every_architecture_can_be_described(tmp_path):

@@ -147,7 +147,7 @@ def test_statistics_of_other_tools_are_read(network, tmp_path):
     [
         ({"mu": np.zeros(3), "sigma": np.eye(4)}, r"mu and sigma are \[3\] and \[4, 4\]"),
         ({"mu": np.zeros(3), "sigma": np.full((3, 3), np.nan)}, "not finite"),
-        ({"arr_0": np.zeros((3, 8, 8, 3), np.float32)}, r"arr_0 is float32 \[3, 8, 8, 3\]; uint8"),
+        ({"arr_0": np.zeros((3, 8, 8, 3), np.float32)}, r"arr_0 is float32 \[3, 8, 8, 3\]; expected uint8"),
         ({"arr_0": np.zeros((3, 8, 8, 4), np.uint8)}, r"arr_0 is uint8 \[3, 8, 8, 4\]"),
         ({"other": np.zeros(3)}, "holds no array arr_0"),
         ({"mu": np.array([{}], object), "sigma": np.eye(1)}, "not a whole .npz of statistics"),

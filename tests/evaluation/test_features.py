@@ -95,7 +95,7 @@ class Wrong(nn.Module):
 
 def test_what_gives_no_feature_vectors_is_refused(tmp_path):
     extract = open_extractor(script(Wrong(), tmp_path / "n.pt"), CPU).extract
-    with pytest.raises(UsageError, match=r"gave torch.float32 \[2, 3, 4, 4\] for 2 pictures; floats \[N, D\]"):
+    with pytest.raises(UsageError, match=r"gave torch.float32 \[2, 3, 4, 4\] for 2 pictures; expected floats \[N, D\]"):
         extract(pictures(2, 3, 4, 4))
 
 

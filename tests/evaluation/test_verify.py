@@ -9,7 +9,7 @@ from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.verify import verify
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png
-from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.outputs.sidecar import describe_picture, identity
 
 RECORD = {
     "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0]},
@@ -24,11 +24,10 @@ def fill(path, seeds, subdirs=False, record=RECORD):
     folder = OutputFolder(path, subdirs)
     folder.create()
     folder.start(seeds, record, complete=False)
-    writer = PictureWriter(folder, record)
     draw = np.random.default_rng(0)
     for seed in seeds:
-        writer.write(seed, draw.integers(0, 256, (4, 4, 3), dtype=np.uint8), 0.1)
-    writer.close()
+        pixels = draw.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        folder.write(seed, describe_picture(record, seed, pixels), pixels, 0.1, identity(record))
     folder.finish(len(seeds), 1.0, grid=True)
     return path
 

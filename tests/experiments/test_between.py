@@ -13,7 +13,7 @@ def test_two_seeds():
     assert [f.weights for f in frames] == [(i / 10,) for i in range(11)]
     assert {f.seeds for f in frames} == {(3, 8)}
     assert [f.seed for f in frames] == [3, *[None] * 9, 8]
-    assert frames[3].facts() == {"seeds": [3, 8], "weight": 0.3}
+    assert plan.items(None)[3].about == {"between": {"seeds": [3, 8], "weight": 0.3}}
 
 
 def test_a_path_has_each_seed_once_and_a_longer_one_begins_the_same():
@@ -32,7 +32,8 @@ def test_a_square_has_its_corners_in_reading_order():
     frames = plan.frames()
     assert len(plan) == len(frames) == 9
     assert [f.seed for f in frames] == [1, None, 2, None, None, None, 3, None, 4]
-    assert frames[5].facts() == {"seeds": [1, 2, 3, 4], "weight": [1.0, 0.5]}
+    assert plan.items(7)[5].about == {"between": {"seeds": [1, 2, 3, 4], "weight": [1.0, 0.5]}}
+    assert {item.class_number for item in plan.items(7)} == {7}
     assert len(Between.parse("1,2,3,4", square=True)) == 64
 
 

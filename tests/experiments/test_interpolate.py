@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddim_cli.diffusion.slerp import slerp
 from ddim_cli.experiments.between import Between
-from ddim_cli.experiments.interpolate import animation_order, frame_noise, seed_noise, strip_rows
+from ddim_cli.experiments.interpolate import animation_order, strip_rows
 
 SHAPE = (3, 8, 8)
 
@@ -27,20 +27,20 @@ def command(model, *more, between="3,8", steps=5):
 
 
 def test_the_ends_begin_at_the_seeds_own_noise():
-    own = seed_noise(SHAPE)
-    for frame in (*Between.parse("3,8,5", 4).frames(), *Between.parse("1,2,3,4", 3, square=True).frames()):
-        found = frame_noise(frame, own)
-        assert found.shape == SHAPE
-        if frame.seed is not None:
-            assert torch.equal(found, noise(frame.seed))
+    for plan in (Between.parse("3,8,5", 4), Between.parse("1,2,3,4", 3, square=True)):
+        for frame, item in zip(plan.frames(), plan.items(None), strict=True):
+            state = item.start.state(SHAPE)
+            assert state.shape == SHAPE
+            if frame.seed is not None:
+                assert torch.equal(state, noise(frame.seed))
 
 
 def test_a_square_is_interpolated_to_the_right_and_then_down():
     across, down = 1 / 3, 2 / 3
-    frame = Between.parse("1,2,3,4", 4, square=True).frames()[2 * 4 + 1]
-    assert frame.weights == (across, down)
+    start = Between.parse("1,2,3,4", 4, square=True).items(None)[2 * 4 + 1].start
+    assert start.weights == (across, down)
     expected = slerp(slerp(noise(1), noise(2), across), slerp(noise(3), noise(4), across), down)
-    assert torch.equal(frame_noise(frame, seed_noise(SHAPE)), expected)
+    assert torch.equal(start.state(SHAPE), expected)
 
 
 @pytest.mark.parametrize(("between", "more"), [("3,8", []), ("3,8,5", []), ("1,2,3,4", ["--square"])])
@@ -91,9 +91,6 @@ def test_what_a_frame_says_of_itself(ddim, tiny_model, tmp_path):
     shown = ddim("inspect", "out/frame_003.png")
     assert "between: the noises of seeds 3, 8, at 0.3" in shown.stdout
     assert "pixels: as they were made" in shown.stdout
-    refused = ddim("replay", "out/frame_003.png", "--check")
-    assert refused.exit_code == 2
-    assert "ddim interpolate makes it again" in refused.stderr
 
 
 def test_the_strip_and_the_animation(ddim, tiny_model, tmp_path):
@@ -221,16 +218,15 @@ def test_mistakes_are_told_before_anything_runs(ddim, tiny_model, tmp_path, args
 def test_seeds_of_several_classes_have_none_between_them():
     from ddim_cli.config.layers import merge, table_layer
     from ddim_cli.errors import UsageError
-    from ddim_cli.experiments.between import class_of
-    from ddim_cli.sampling.resolve import Run
+    from ddim_cli.sampling.items import one_class
 
-    def run(classes):
-        return Run(merge([table_layer({"sampling": {"classes": classes}}, "test")]), None, (1,))
+    def config(classes):
+        return merge([table_layer({"sampling": {"classes": classes}}, "test")]).config
 
-    assert class_of(run("7"), (3, 8)) == 7
-    assert class_of(run("0-4"), (3, 8)) == 3
+    assert one_class(config("7"), (3, 8)) == 7
+    assert one_class(config("0-4"), (3, 8)) == 3
     with pytest.raises(UsageError, match="the seeds 3 and 8 have the classes 3 and 8"):
-        class_of(run("0-9"), (3, 8))
+        one_class(config("0-9"), (3, 8))
 
 
 def test_all_frames_take_the_one_class(ddim, tmp_path):
@@ -254,38 +250,3 @@ def test_all_frames_take_the_one_class(ddim, tmp_path):
 
 def test_between_is_needed(ddim):
     assert ddim("interpolate").exit_code == 2
-
-
-def test_ctrl_c_keeps_what_is_finished_and_the_command_goes_on(ddim, tiny_model, tmp_path, monkeypatch):
-    from ddim_cli.experiments import interpolate as room
-
-    whole, calls = room.denoise, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return whole(*args)
-
-    monkeypatch.setattr(room, "denoise", interrupted)
-    stopped = ddim(*command(tiny_model, "--json"))
-    assert stopped.exit_code == 130
-    assert json.loads(stopped.stdout)["exit_code"] == 130
-    assert "the same command goes on from there" in stopped.stderr
-    assert len(list((tmp_path / "out").glob("frame_*.png"))) == 4
-    monkeypatch.setattr(room, "denoise", whole)
-    found = json.loads(ddim(*command(tiny_model, "--json")).stdout)
-    assert (found["made"], found["present"]) == (7, 4)
-    assert (tmp_path / "out" / "strip.png").exists()
-
-
-def test_want_of_memory_names_the_remedy(ddim, tiny_model, monkeypatch):
-    from ddim_cli.experiments import interpolate as room
-
-    def greedy(*args):
-        raise torch.OutOfMemoryError("tried to allocate 1 GiB")
-
-    monkeypatch.setattr(room, "denoise", greedy)
-    result = ddim(*command(tiny_model))
-    assert result.exit_code == 1
-    assert "out of memory on cpu with batches of 4; choose a smaller --batch-size" in result.stderr

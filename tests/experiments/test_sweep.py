@@ -1,6 +1,8 @@
 """``ddim sweep``: its cells are what ``ddim sample`` makes, and it goes on where it was stopped."""
 
 import json
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -139,7 +141,7 @@ def test_a_sweep_that_begins_while_another_runs(ddim, tiny_model, tmp_path, monk
     """Between the first one's cells: one with other cells is refused, one with more keeps those of both."""
     from ddim_cli.experiments import sweep as room
 
-    whole, calls, args = room.execute_job, [], ("sweep", "-m", tiny_model, "-n", 1, "-o", "out", "--axis")
+    whole, calls, args = room.execute, [], ("sweep", "-m", tiny_model, "-n", 1, "-o", "out", "--axis")
 
     def execute(job, *more, **others):
         calls.append(job)
@@ -147,7 +149,7 @@ def test_a_sweep_that_begins_while_another_runs(ddim, tiny_model, tmp_path, monk
             assert ddim(*args, axis).exit_code == code
         return whole(job, *more, **others)
 
-    monkeypatch.setattr(room, "execute_job", execute)
+    monkeypatch.setattr(room, "execute", execute)
     assert ddim(*args, "steps=2,3").exit_code == 0
     expected = ("steps=2", "steps=3") if code else ("steps=2", "steps=3", "steps=4")
     assert cells_of(tmp_path / "out") == dict.fromkeys(expected, True)
@@ -157,15 +159,15 @@ def test_two_sweeps_that_begin_at_once(ddim, tiny_model, tmp_path, monkeypatch):
     """The second has looked into the empty folder when the first begins, and is refused before it makes anything."""
     from ddim_cli.experiments import sweep as room
 
-    whole, args = room.look, ("sweep", "-m", tiny_model, "-n", 1, "-o", "out", "--axis")
+    whole, args = room.pending_images, ("sweep", "-m", tiny_model, "-n", 1, "-o", "out", "--axis")
 
-    def look(*more):
+    def pending_images(*more):
         found = whole(*more)
-        monkeypatch.setattr(room, "look", whole)
+        monkeypatch.setattr(room, "pending_images", whole)
         assert ddim(*args, "eta=0.0,1.0", "--steps", 2).exit_code == 0
         return found
 
-    monkeypatch.setattr(room, "look", look)
+    monkeypatch.setattr(room, "pending_images", pending_images)
     assert ddim(*args, "steps=2,3").exit_code == 2
     assert cells_of(tmp_path / "out") == {"eta=0.0": True, "eta=1.0": True}
     assert not (tmp_path / "out" / "steps=2").exists()
@@ -185,7 +187,7 @@ def test_a_shard_that_ends_last_finds_what_the_other_finished(ddim, config, tmp_
     """The other shard runs whole between this one's first and second cell."""
     from ddim_cli.experiments import sweep as room
 
-    whole, calls = room.execute_job, []
+    whole, calls = room.execute, []
 
     def execute(job, *args, **more):
         calls.append(job)
@@ -193,7 +195,7 @@ def test_a_shard_that_ends_last_finds_what_the_other_finished(ddim, config, tmp_
             assert ddim("sweep", "-c", config, "-o", "out", "--shard", "1/2", "-q").exit_code == 0
         return whole(job, *args, **more)
 
-    monkeypatch.setattr(room, "execute_job", execute)
+    monkeypatch.setattr(room, "execute", execute)
     found = json.loads(ddim("sweep", "-c", config, "-o", "out", "--shard", "0/2", "--json").stdout)
     assert (found["finished"], found["left"]) == (True, 0)
     manifest = json.loads((tmp_path / "out" / "sweep.json").read_text())
@@ -201,16 +203,22 @@ def test_a_shard_that_ends_last_finds_what_the_other_finished(ddim, config, tmp_
     assert (tmp_path / "out" / "sweep.png").exists()
 
 
-def test_ranks_are_refused(ddim, config, monkeypatch):
+def test_ranks_are_refused(ddim, config, monkeypatch, tmp_path):
+    from ddim_cli import sweep
+    from ddim_cli.errors import UsageError
+
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     result = ddim("sweep", "-c", config, "-o", "out")
     assert result.exit_code == 2
     assert "--shard I/N makes a part of every cell" in result.stderr
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="sweep runs in one process"):
+        sweep({"steps": [2]})
 
 
 def test_the_network_is_loaded_once(ddim, tiny_model, monkeypatch, tmp_path):
-    from ddim_cli.experiments import sweep as room
+    from ddim_cli.sampling import network as room
 
     loads, whole = [], room.load_sampling_network
     monkeypatch.setattr(room, "load_sampling_network", lambda *which: loads.append(which) or whole(*which))
@@ -259,7 +267,7 @@ def test_cells_are_scored_as_evaluate_does(ddim, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(room, "execute_job", stopped)
+        patch.setattr(room, "execute", stopped)
         assert ddim(*args, "--axis", "steps=1,2,3").exit_code == 130
     kept = json.loads((tmp_path / "out" / "sweep.json").read_text())["cells"]
     assert [cell["finished"] for cell in kept] == [True, True, False]
@@ -267,6 +275,64 @@ def test_cells_are_scored_as_evaluate_does(ddim, tmp_path, monkeypatch):
     assert kept[0]["images_per_second"]
     assert other["cells"][0]["score"]["value"] == pytest.approx(0, abs=1e-6)
     assert "few pictures for 64 features" in ddim(*args[:-1]).stderr
+
+
+@pytest.mark.filterwarnings("ignore:the grid starts", "ignore:2 cells")
+def test_from_python(ddim, config, tiny_model, tmp_path):
+    """The same cells as the command's; the folder that it made is finished."""
+    from ddim_cli import sweep
+    from ddim_cli.errors import UsageError
+
+    args = ("--axis", "steps=2,3", "--axis", "eta=0.0,1.0", "-n", 2, "-b", 2)
+    assert ddim("sweep", "-m", tiny_model, *args, "-o", "out", "-q").exit_code == 0
+    settings, axes = {"sampling": {"num_images": 2, "batch_size": 2}}, {"steps": [2, 3], "eta": (0.0, 1.0)}
+    again = sweep(axes, settings, tiny_model, tmp_path / "out")
+    assert (again.made, again.present, again.left, again.sheet) == (0, 8, 0, tmp_path / "out" / "sweep.png")
+    found = sweep(axes, settings, str(tiny_model), "again", shard="0/1")
+    assert [result.cell.settings.title for result in found.cells][1] == "steps=2, eta=1.0"
+    for result in found.cells:
+        assert hashes(result.cell.job.folder.path) == hashes(tmp_path / "out" / result.cell.name) != {}
+    with pytest.raises(UsageError, match="is of another sweep"):
+        sweep({"steps": [4]}, settings, tiny_model, "again")
+    assert sweep({"steps": [4]}, settings, tiny_model, "again", overwrite=True).made == 2
+    # The axes of a file.
+    assert len(sweep(config=config, out="file").cells) == 4
+
+
+class Counting:
+    """A scorer of how many pictures there are."""
+
+    facts: ClassVar = {"of": "numbers"}
+
+    def score(self, pictures):
+        return SimpleNamespace(as_json=lambda: {"value": float(len(pictures)), "label": "pictures", **self.facts})
+
+
+def test_a_scorer_from_python(tiny_model, tmp_path):
+    from ddim_cli import sweep
+
+    settings = {"model": {"source": str(tiny_model)}, "sampling": {"num_images": 2}, "sweep": {"reference": "mnist"}}
+    grid = {"timesteps": [(900, 0)]}
+    with pytest.warns(UserWarning, match="no scorer is given: none is scored"):
+        sweep(grid, settings, out=tmp_path / "out")
+    found = sweep(grid, settings, out=tmp_path / "out", scorer=Counting())
+    assert (found.made, found.cells[0].score) == (0, {"value": 2.0, "label": "pictures", "of": "numbers"})
+
+
+def test_another_size_is_named_and_not_its_hash(ddim, tiny_model):
+    args = ("sweep", "-m", tiny_model, "--axis", "steps=2", "-n", 1, "-o", "out")
+    assert ddim(*args).exit_code == 0
+    refused = ddim(*args, "--image-size", 16)
+    assert refused.exit_code == 2
+    assert "steps=2/run.json was made with images of 8 x 8, this run has 16 x 16" in refused.stderr
+    assert "sha256" not in refused.stderr
+
+
+def test_help_says_first_what_the_command_does(ddim):
+    text = ddim("sweep", "--help").stdout
+    assert (
+        text.index("Sample the same seeds under many settings") < text.index("The axes come") < text.index("Examples")
+    )
 
 
 def test_dry_run_writes_nothing(ddim, config, tmp_path):
@@ -312,14 +378,14 @@ def test_a_failing_cell_is_named(ddim, tiny_model, monkeypatch):
     from ddim_cli.errors import RunError
     from ddim_cli.experiments import sweep as room
 
-    whole = room.execute_job
+    whole = room.execute
 
     def broken(job, *args, **more):
         if job.run.config.sampling.steps == 3:
             raise RunError("seed 0: the result is not finite")
         return whole(job, *args, **more)
 
-    monkeypatch.setattr(room, "execute_job", broken)
+    monkeypatch.setattr(room, "execute", broken)
     result = ddim("sweep", "-m", tiny_model, "--axis", "steps=2,3", "-n", 1, "-o", "out")
     assert result.exit_code == 1
     assert "cell steps=3: seed 0" in result.stderr

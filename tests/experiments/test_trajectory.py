@@ -9,22 +9,33 @@ import torch
 from PIL import Image
 
 from ddim_cli.config.layers import merge, table_layer
-from ddim_cli.experiments.trajectory import Watch, watch_batch
+from ddim_cli.experiments.trajectory import Strips, chosen_steps, select
 from ddim_cli.models.describe import describe_model
 from ddim_cli.models.load import load_sampling_network
 from ddim_cli.outputs.picture import encode_png
-from ddim_cli.sampling.loop import run_batches, to_uint8
-from ddim_cli.sampling.resolve import judge
-from ddim_cli.sampling.run import make_sampler
+from ddim_cli.sampling.items import SeedItems
+from ddim_cli.sampling.loop import Denoiser, run_batches, to_uint8
+from ddim_cli.sampling.resolve import settle
+from ddim_cli.sampling.sampler import make_sampler
 
 CPU = torch.device("cpu")
 
 
-def sampler_of(tiny_model, **sampling):
+def run_of(tiny_model, **sampling):
     settings = {"model": {"source": str(tiny_model)}, "sampling": {"steps": 6, **sampling}}
     resolved = merge([table_layer(settings, "test")])
-    model = describe_model(resolved.config.model)
-    return make_sampler(judge(resolved, model), load_sampling_network(model), CPU, torch.float32, (3, 8, 8))
+    return settle(resolved, describe_model(resolved.config.model))
+
+
+def sampler_of(run):
+    return make_sampler(run, load_sampling_network(run.model), CPU, torch.float32, (3, 8, 8))
+
+
+def watched(run, sampler, show, every, seeds, rows):
+    """The frames of seeds, sampled as one batch."""
+    selection = select(run, show, every)
+    denoiser = Denoiser(sampler, Strips(selection).watch)
+    return denoiser.launch(SeedItems(seeds), rows).collect()
 
 
 @pytest.mark.parametrize(
@@ -37,16 +48,17 @@ def sampler_of(tiny_model, **sampling):
     ],
 )
 def test_which_steps_are_shown(count, every, x0, xt):
-    assert list(Watch("x0", every).steps(count)) == x0
-    assert list(Watch("xt", every).steps(count)) == xt
+    assert list(chosen_steps("x0", every, count)) == x0
+    assert list(chosen_steps("xt", every, count)) == xt
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("show", ["x0", "xt"])
 def test_the_last_frame_is_the_picture_that_sample_makes(tiny_model, show, eta):
-    sampler = sampler_of(tiny_model, eta=eta)
-    frames, _ = watch_batch(sampler, (4, 5), 3, Watch(show, 2))
-    [pictures] = run_batches(sampler, (4, 5), 3)
+    run = run_of(tiny_model, eta=eta)
+    sampler = sampler_of(run)
+    frames = [picture.seen for picture in watched(run, sampler, show, 2, (4, 5), 3)]
+    [pictures] = run_batches(Denoiser(sampler), SeedItems((4, 5)), 3)
     for of_a_seed, picture in zip(frames, pictures, strict=True):
         assert np.array_equal(of_a_seed[-1], picture.pixels)
     assert not np.array_equal(frames[0][0], frames[0][-1])
@@ -55,13 +67,15 @@ def test_the_last_frame_is_the_picture_that_sample_makes(tiny_model, show, eta):
 def test_frames_are_the_state_and_the_prediction_in_closed_form(tiny_model):
     """A network that predicts no noise: x0 is x_T / sqrt(alpha_bar_T), clipped, at every step, and x_t is
     sqrt(alpha_bar_t) of that."""
-    sampler = replace(sampler_of(tiny_model, steps=5), network=lambda x, i: torch.zeros_like(x))
+    run = run_of(tiny_model, steps=5)
+    sampler = sampler_of(run)
+    sampler = replace(sampler, down=replace(sampler.down, network=lambda x, i: torch.zeros_like(x)))
     noise = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(9))
-    signal = sampler.table.alpha_bar.sqrt().float()
+    signal = sampler.down.table.alpha_bar.sqrt().float()
     x0 = (noise / signal[0]).clamp(-1, 1)
 
     def frames(show):
-        return np.stack(watch_batch(sampler, (9,), 1, Watch(show, 1))[0][0]).astype(int)
+        return np.stack(watched(run, sampler, show, 1, (9,), 1)[0].seen).astype(int)
 
     def expected(states):
         return to_uint8(torch.stack(states)).numpy().astype(int)
@@ -170,14 +184,13 @@ def test_strips_of_other_settings_do_not_belong_to_a_run(ddim, tiny_model, tmp_p
 
 def test_what_takes_pictures_says_what_this_folder_is(ddim, tiny_model):
     assert ddim(*command(tiny_model)).exit_code == 0
-    for args in (("evaluate", "out", "--reference", "mnist"), ("replay", "out", "--check")):
-        result = ddim(*args)
-        assert result.exit_code == 2
-        assert "out: is a folder of ddim trajectory" in result.stderr
-        assert "ddim sample" in result.stderr
-    result = ddim("replay", "out/000001.x0.png", "--check")
+    result = ddim("evaluate", "out", "--reference", "mnist")
     assert result.exit_code == 2
-    assert "the same ddim trajectory draws it again, and replay takes pictures of ddim sample" in result.stderr
+    assert "out: is a folder of ddim trajectory" in result.stderr
+    assert "ddim sample" in result.stderr
+    result = ddim("replay", "out", "--check")
+    assert result.exit_code == 2
+    assert "out: is a folder; name its strips, for example out/0*.png" in result.stderr
 
 
 def test_by_default_the_folder_is_not_that_of_sample(ddim, tiny_model):
@@ -202,14 +215,13 @@ def test_mistakes(ddim, tiny_model, args, text, tmp_path):
 
 
 def test_a_network_that_fails_is_named_by_its_seed(ddim, tiny_model, monkeypatch):
-    from ddim_cli.experiments import trajectory as room
-
-    whole = room.job_sampler
+    from ddim_cli.sampling import executor
 
     def broken(*args):
-        return replace(whole(*args), network=lambda x, i: x * float("nan"))
+        sampler = make_sampler(*args)
+        return replace(sampler, down=replace(sampler.down, network=lambda x, i: x * float("nan")))
 
-    monkeypatch.setattr(room, "job_sampler", broken)
+    monkeypatch.setattr(executor, "make_sampler", broken)
     result = ddim(*command(tiny_model))
     assert result.exit_code == 1
-    assert "seed 0: the result is not finite" in result.stderr
+    assert "seed 0: NaN at step 1 of 12 (timestep 913)" in result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,13 +16,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class HubServer:
     """``repositories`` maps OWNER/NAME to a folder; ``gated`` names those that want a token.
 
-    ``requests`` has every (method, path) that came; ``break_download`` cuts each file's body short.
+    ``requests`` has every (method, path, range) that came, range being that header or None; ``break_download`` cuts
+    each file's body short; of those that end in ``spoiled`` the last byte is not the one whose hash is announced.
     """
 
     def __init__(self, repositories: dict[str, Path], gated: tuple[str, ...] = (), token: str = "hf_secret"):
         self.repositories, self.gated, self.token = repositories, gated, token
-        self.requests: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str, str | None]] = []
         self.break_download = False
+        self.spoiled: tuple[str, ...] = ()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,7 +48,7 @@ class HubServer:
 
             def answer(self, body):
                 path = unquote(urlsplit(self.path).path)
-                hub.requests.append((self.command, path))
+                hub.requests.append((self.command, path, self.headers.get("Range")))
                 api = path.startswith("/api/models/")
                 parts = path.removeprefix("/api/models/").strip("/").split("/")
                 name, rest = "/".join(parts[:2]), parts[2:]
@@ -71,10 +74,19 @@ class HubServer:
                     return self.refuse(404, "EntryNotFound", "Entry not found")
                 data = file.read_bytes()
                 headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-                return self.send(data, headers, body, cut=hub.break_download)
+                if path.endswith(hub.spoiled):
+                    data = data[:-1] + bytes([data[-1] ^ 1])
+                asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+                if asked is None:
+                    return self.send(data, headers, body, cut=hub.break_download)
+                first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+                if first > last:
+                    return self.refuse(416, "RangeNotSatisfiable", "Range not satisfiable")
+                headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+                return self.send(data[first : last + 1], headers, body, cut=hub.break_download, status=206)
 
-            def send(self, data, headers, body, cut=False):
-                self.send_response(200)
+            def send(self, data, headers, body, cut=False, status=200):
+                self.send_response(status)
                 for key, value in headers.items():
                     self.send_header(key, value)
                 self.send_header("Content-Length", str(len(data)))

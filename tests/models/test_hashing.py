@@ -18,8 +18,8 @@ def test_a_file_is_hashed_once_until_it_changes(cache, tmp_path, monkeypatch):
     path = tmp_path / "weights"
     path.write_bytes(b"one")
     calls = []
-    digest = hashing._digest
-    monkeypatch.setattr(hashing, "_digest", lambda p: calls.append(p) or digest(p))
+    digest = hashing.hexdigest
+    monkeypatch.setattr(hashing, "hexdigest", lambda p, by: calls.append(p) or digest(p, by))
     for _ in range(3):
         assert hashing.file_sha256(path) == hashlib.sha256(b"one").hexdigest()
     assert len(calls) == 1

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 from hub_server import COMMIT, HubServer
@@ -51,6 +53,12 @@ def run(hub, tmp_path):
 
 
 SHORT = ("--steps", 4, "-n", 1, "-o", "out")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def downloads(hub):
+    """(path, range) of what was fetched of files."""
+    return [(path, asked) for method, path, asked in hub.requests if method == "GET" and "/resolve/" in path]
 
 
 @pytest.mark.parametrize("name", ["google/flat", "owner/pipeline"])
@@ -60,12 +68,85 @@ def test_both_layouts_and_only_what_is_needed(run, hub, tmp_path, name):
     sidecar = json.loads((tmp_path / "out" / "000000.json").read_text())
     assert sidecar["model"]["kind"] == "hub"
     assert sidecar["model"]["revision"] == COMMIT
-    fetched = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
+    fetched = {path.rpartition("/")[2] for path, asked in downloads(hub) if asked is None}
     assert fetched == {"config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
     hub.requests.clear()
     shutil.rmtree(tmp_path / "out")
     assert run("sample", "-m", name, *SHORT).returncode == 0
-    assert not [path for method, path in hub.requests if method == "GET" and "/resolve/" in path], "fetched twice"
+    assert not downloads(hub), "fetched twice"
+
+
+def shard(folder):
+    """The weights of a flat model in two files, and the index of them."""
+    whole = folder / WEIGHTS
+    tensors = load_file(whole)
+    names = sorted(tensors)
+    where = {name: f"{WEIGHTS.split('.')[0]}-{1 + (i % 2):05}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(where.values()):
+        save_file({name: tensors[name] for name in names if where[name] == file}, folder / file)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": where}))
+    whole.unlink()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_dry_run_reads_no_weights_and_plans_what_is_run(run, hub, flat, tmp_path, sharded):
+    if sharded:
+        shard(flat)
+    assert sum(file.stat().st_size for file in flat.glob("*.safetensors")) > 150_000
+    args = ("sample", "-m", "google/flat", "--steps", 4, "-n", 1)
+    planned = run(*args, "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    asked = [range_ for path, range_ in downloads(hub) if path.endswith(".safetensors")]
+    assert asked == ["bytes=0-100000"] * (2 if sharded else 1)
+    plan = json.loads(planned.stdout)
+
+    assert run(*args).returncode == 0
+    [folder] = (tmp_path / "outputs").iterdir()
+    made = json.loads((folder / "000000.json").read_text())["model"]
+    assert folder == tmp_path / plan["folder"]
+    assert {key: plan["model"][key] for key in made} == made
+
+    hub.requests.clear()
+    cached = run(*args, "--dry-run", "--json")
+    assert json.loads(cached.stdout)["model"] == plan["model"]
+    asked = [(method, range_) for method, path, range_ in hub.requests if path.endswith(".safetensors")]
+    assert asked == [("HEAD", None)] * (2 if sharded else 1), "asked for more than whether the cached files are current"
+
+
+def test_a_dry_run_into_a_folder_reads_no_weights(run, hub):
+    assert run("sample", "-m", "google/flat", *SHORT, "--dry-run").returncode == 0
+    assert [asked for path, asked in downloads(hub) if path.endswith(WEIGHTS)] == ["bytes=0-100000"]
+
+
+def test_shards_of_which_one_is_cached(run, hub, flat, tmp_path):
+    shard(flat)
+    args = ("sample", "-m", "google/flat", "--dry-run", "--json")
+    plan = json.loads(run(*args).stdout)
+    assert run("sample", "-m", "google/flat", *SHORT).returncode == 0
+    next((tmp_path / "hf").rglob("*-00002-of-00002.safetensors")).unlink()
+    hub.requests.clear()
+    assert json.loads(run(*args).stdout)["model"] == plan["model"]
+    assert [asked for _, asked in downloads(hub)] == ["bytes=0-100000"]
+
+
+def test_other_bytes_than_were_announced_are_refused_and_not_kept(run, hub, tmp_path):
+    hub.spoiled = (WEIGHTS,)
+    result = run("sample", "-m", "google/flat", *SHORT)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert f"google/flat: {WEIGHTS}: the download broke: its sha256 is " in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+    hub.spoiled = ()
+    assert run("sample", "-m", "google/flat", *SHORT).returncode == 0
+
+
+def test_bin_files_are_fetched_for_a_dry_run(run, hub, flat):
+    torch.save(load_file(flat / WEIGHTS), flat / "diffusion_pytorch_model.bin")
+    (flat / WEIGHTS).unlink()
+    result = run("sample", "-m", "google/flat", "--dry-run", "--json")
+    assert result.returncode == 0, result.stderr
+    assert [asked for path, asked in downloads(hub) if path.endswith(".bin")] == [None]
 
 
 def test_offline_from_the_cache(run, hub):

@@ -60,13 +60,16 @@ def test_every_recorded_case_through_our_sampler(case, expected, monkeypatch):
     draws = iter([expected["x_T"], *(recorded if recorded is not None else [])])
 
     class Recorded:
-        def __init__(self, seeds, shape, device):
+        def __init__(self, items, rows, shape, device):
             pass
+
+        def initial(self):
+            return next(draws)
 
         def draw(self):
             return next(draws)
 
-    monkeypatch.setattr(loop, "ImageNoise", Recorded)
+    monkeypatch.setattr(loop, "BatchNoise", Recorded)
     config = {
         "scheduler": {
             "timestep_spacing": {"uniform": "uniform", "quad": "quadratic"}[case["skip_type"]],

@@ -160,20 +160,22 @@ def test_a_pair_is_of_one_process(tmp_path, monkeypatch):
     import numpy as np
 
     from ddim_cli.evaluation.verify import verify
-    from ddim_cli.outputs import writer
+    from ddim_cli.outputs import store
+    from ddim_cli.outputs.sidecar import describe_picture, identity
+    from ddim_cli.outputs.writer import BackgroundWriter
 
     def slow(path, data, fsync=False):
         write_atomically(path, data, fsync)
         time.sleep(0.005)
 
-    monkeypatch.setattr(writer, "write_atomically", slow)
+    monkeypatch.setattr(store, "write_atomically", slow)
     records = [{**RECORD, "runtime": {"batch_size": size}} for size in (1, 7)]
     folder = OutputFolder(tmp_path)
     folder.start(range(20), RECORD, complete=False)
-    writers = [writer.PictureWriter(folder, record) for record in records]
-    for seed in range(20):
-        for i, each in enumerate(writers):
-            each.write(seed, np.full((2, 2, 3), seed + i, np.uint8), 0.1)
-    for each in writers:
-        each.close()
+    with BackgroundWriter(tmp_path) as writer:
+        for seed in range(20):
+            for i, record in enumerate(records):
+                pixels = np.full((2, 2, 3), seed + i, np.uint8)
+                described = describe_picture(record, seed, pixels)
+                writer.submit(folder.write, seed, described, pixels, 0.1, identity(RECORD))
     assert verify(tmp_path) == (20, ())

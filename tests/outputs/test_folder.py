@@ -8,8 +8,7 @@ from PIL import Image
 
 from ddim_cli.errors import RunError, UsageError
 from ddim_cli.outputs.folder import OutputFolder
-from ddim_cli.outputs.sidecar import identity
-from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.outputs.sidecar import describe_picture, identity
 
 RECORD = {
     "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0]},
@@ -24,10 +23,9 @@ OTHER = {**RECORD, "sampling": {**RECORD["sampling"], "eta": 1.0}}
 def fill(path, seeds, record=RECORD, subdirs=False):
     folder = OutputFolder(path, subdirs)
     folder.start(seeds, record, complete=False)
-    writer = PictureWriter(folder, record)
     for seed in seeds:
-        writer.write(seed, np.full((4, 4, 3), seed % 256, np.uint8), 0.1)
-    writer.close()
+        pixels = np.full((4, 4, 3), seed % 256, np.uint8)
+        folder.write(seed, describe_picture(record, seed, pixels), pixels, 0.1, identity(record))
     return folder
 
 

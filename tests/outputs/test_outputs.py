@@ -13,7 +13,7 @@ from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.sidecar import describe_picture, identity, identity_hash, to_text
-from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.outputs.writer import BackgroundWriter
 
 RECORD = {
     "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0]},
@@ -28,13 +28,15 @@ def pixels(channels=3, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (5, 7, channels), dtype=np.uint8)
 
 
+def write(folder, seed, made):
+    folder.write(seed, describe_picture(RECORD, seed, made), made, 0.5, identity(RECORD))
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_a_pair_says_what_it_is(tmp_path, channels, mode):
     folder = OutputFolder(tmp_path)
-    writer = PictureWriter(folder, RECORD)
     made = pixels(channels)
-    writer.write(12, made, 0.5)
-    writer.close()
+    write(folder, 12, made)
     sidecar = json.loads((tmp_path / "000012.json").read_text())
     with Image.open(tmp_path / "000012.png") as image:
         image.load()
@@ -61,10 +63,8 @@ def test_the_same_picture_gives_the_same_bytes():
 def test_done_means_whole(tmp_path):
     folder = OutputFolder(tmp_path)
     settings = identity(RECORD)
-    writer = PictureWriter(folder, RECORD)
     for seed in range(4):
-        writer.write(seed, pixels(seed=seed), 0.1)
-    writer.close()
+        write(folder, seed, pixels(seed=seed))
     (tmp_path / "000001.png").unlink()
     (tmp_path / "000002.png").write_bytes(b"short")
     (tmp_path / "000003.json").write_text("{")
@@ -95,10 +95,9 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(tmp_path / "a", b"x")
     assert list(tmp_path.iterdir()) == []
-    writer = PictureWriter(OutputFolder(tmp_path), RECORD)
-    writer.write(0, pixels(), 0.1)
-    with pytest.raises(RunError, match=r"000000.png: cannot be written: No space left on device"):
-        writer.close()
+    failed = pytest.raises(RunError, match=r"000000.png: cannot be written: No space left on device")
+    with failed, BackgroundWriter(tmp_path) as writer:
+        writer.submit(write, OutputFolder(tmp_path), 0, pixels())
 
 
 def test_json_text_reads_back():

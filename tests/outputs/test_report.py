@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ddim_cli.outputs.folder import OutputFolder
-from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.outputs.sidecar import describe_picture, identity
 
 HOSTILE = (
     "</script><script>alert(1)</script></script x </script/ <!--<script \u2028 &lt; \"quoted\" 'too' </style> "
@@ -224,10 +224,9 @@ def test_large_seeds_and_subfolders(ddim, run_folder, tmp_path):
     folder, seeds = OutputFolder(tmp_path / "out", subdirs=True), (7, 1500, 2**63 - 1)
     folder.create()
     folder.start(seeds, record, complete=False)
-    writer = PictureWriter(folder, record)
+    pixels = np.zeros((8, 8, 3), np.uint8)
     for seed in seeds:
-        writer.write(seed, np.zeros((8, 8, 3), np.uint8), 0.1)
-    writer.close()
+        folder.write(seed, describe_picture(record, seed, pixels), pixels, 0.1, identity(record))
     assert ddim("report", "out", "-q").exit_code == 0
     [pictures] = Page(tmp_path / "out" / "report.html").data["sets"]
     assert [one[:2] for one in pictures["pictures"]] == [

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ddim_cli.cli.app import app
 from ddim_cli.outputs.folder import OutputFolder
-from ddim_cli.outputs.writer import PictureWriter
+from ddim_cli.outputs.sidecar import describe_picture, identity
 
 pytest.importorskip("websocket", reason="the browser is driven through websocket-client")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -81,10 +81,10 @@ def large_page(run_folder, tmp_path_factory):
     folder = OutputFolder(tmp_path_factory.mktemp("pages") / "large")
     folder.create()
     folder.start(range(1000), record, complete=False)
-    writer, random = PictureWriter(folder, record), np.random.default_rng(0)
+    random = np.random.default_rng(0)
     for seed in range(1000):
-        writer.write(seed, random.integers(0, 256, (8, 8, 3), np.uint8), 0.1)
-    writer.close()
+        pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+        folder.write(seed, describe_picture(record, seed, pixels), pixels, 0.1, identity(record))
     return report(folder.path)
 
 

@@ -18,7 +18,8 @@ from ddim_cli.models.describe import describe_model
 from ddim_cli.models.load import load_sampling_network
 from ddim_cli.sampling import compiled
 from ddim_cli.sampling.compiled import FACTS, Target
-from ddim_cli.sampling.network import load_network
+from ddim_cli.sampling.network import Networks, Use
+from ddim_cli.sampling.reporter import Reporter
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,18 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def target(tiny_model, cache):
     return Target(describe_model(ModelSettings(source=str(tiny_model))), CPU, torch.float32, 2)
+
+
+class Noting(Reporter):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def load(target, setting, reporter=None):
+    return Networks().load(Use(target, setting, 1), reporter or Reporter())
 
 
 def keep_fake(target, monkeypatch):
@@ -127,12 +140,12 @@ def test_a_build_that_fails_ends_an_explicit_compile_alone(target, monkeypatch):
     monkeypatch.setattr(compiled, "_compile", fail)
     monkeypatch.setattr(compiled, "compiler", lambda: "c++")
     with pytest.raises(RunError, match=r"^the network cannot be compiled: no such instruction$"):
-        load_network(target, True, 1)
+        load(target, True)
     monkeypatch.setattr(compiled, "earns_its_build", lambda *args: True)
-    notes = []
-    _, is_compiled = load_network(target, "auto", 1, note=notes.append)
+    reporter = Noting()
+    _, is_compiled = load(target, "auto", reporter)
     assert not is_compiled
-    assert "no such instruction; it runs uncompiled" in notes[0]
+    assert "no such instruction; it runs uncompiled" in reporter.notes[0]
     assert not any(compiled.folder().iterdir()), "nothing is left behind"
 
 
@@ -161,7 +174,7 @@ def test_auto_builds_where_the_plan_is_long_enough(target, monkeypatch):
 def test_no_compile_looks_for_nothing(target, monkeypatch):
     keep_fake(target, monkeypatch)
     monkeypatch.setattr(compiled, "find", None)
-    assert load_network(target, False, 1)[1] is False
+    assert load(target, False)[1] is False
 
 
 def test_a_smaller_batch_than_the_code_is_for(target, monkeypatch):

@@ -50,7 +50,7 @@ def test_shards_make_up_the_plan(ddim, tmp_path):
     for part in ("1/3", "2/3", "3/3"):
         assert not (tmp_path / "parts" / "grid.png").exists()
         assert ddim(*common, "-o", "parts", "--shard", part).exit_code == 0
-    assert Shard.parse("3/3").of(range(6)) == (0, 3)
+    assert list(Shard.parse("3/3").of(range(6))) == [0, 3]
     whole, parts = (sorted(p.name for p in (tmp_path / d).iterdir()) for d in ("whole", "parts"))
     assert whole == parts
     for name in whole:

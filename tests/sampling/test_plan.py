@@ -1,9 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ddim_cli.errors import UsageError
-from ddim_cli.sampling.plan import Shard, batches, even_batch_size, padded
+from ddim_cli.sampling.items import SeedItems
+from ddim_cli.sampling.loop import run_batches
+from ddim_cli.sampling.plan import Shard, even_batch_size
 
 
 @given(st.integers(1, 9), st.integers(0, 60))
@@ -20,11 +25,25 @@ def test_shards_that_are_refused(text):
         Shard.parse(text)
 
 
+class Recording:
+    """A denoiser that makes nothing, and remembers what it was asked for."""
+
+    sampler = SimpleNamespace(device=torch.device("cpu"), runs_ahead=False)
+
+    def __init__(self):
+        self.launched = []
+
+    def launch(self, items, rows, on_step):
+        self.launched.append((len(items), rows))
+        return SimpleNamespace(collect=lambda: list(items))
+
+
 @given(st.integers(1, 500), st.integers(1, 64))
-def test_batches_lose_nothing(images, batch_size):
-    found = list(batches(range(images), batch_size))
-    assert [s for batch in found for s in batch] == list(range(images))
-    assert all(len(padded(batch, batch_size)) == batch_size for batch in found)
+def test_batches_lose_nothing_and_are_all_of_one_size(images, batch_size):
+    denoiser = Recording()
+    batches = list(run_batches(denoiser, SeedItems(range(images)), batch_size))
+    assert [item.seed for batch in batches for item in batch] == list(range(images))
+    assert {rows for _, rows in denoiser.launched} == {batch_size}
 
 
 def test_even_batches():

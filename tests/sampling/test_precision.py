@@ -10,10 +10,11 @@ from ddim_cli.models.describe import describe_model
 from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.inspect import activation_bytes
 from ddim_cli.sampling import precision
-from ddim_cli.sampling.noise import ImageNoise
+from ddim_cli.sampling.items import SeedItems
+from ddim_cli.sampling.job import make_job
+from ddim_cli.sampling.noise import BatchNoise
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.resolve import resolve
-from ddim_cli.sampling.run import make_job
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def test_auto_takes_what_memory_allows(mnist, monkeypatch):
 def test_a_batch_is_at_most_the_whole_plan_also_of_a_shard(monkeypatch, tmp_path, asked):
     monkeypatch.chdir(tmp_path)
     run = resolve([table_layer({"sampling": {"num_images": 16, "steps": 10, "batch_size": asked}}, "test")])
-    assert make_job(run).batch_size == make_job(run, Shard(1, 4)).batch_size == 16
+    assert make_job(run).batch_size == make_job(run, shard=Shard(1, 4)).batch_size == 16
 
 
 def test_a_batch_that_memory_cannot_hold_is_halved_before_it_is_tried(ddim, tiny_model, tmp_path, monkeypatch):
@@ -57,18 +58,59 @@ def test_a_batch_that_memory_cannot_hold_is_halved_before_it_is_tried(ddim, tiny
     assert precision.halve_to_fit(14, tiny, CPU, torch.float32) == 1
 
 
-def test_tf32_is_off_unless_asked_for(tiny_model):
+def switches():
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def restored():
+    before = switches()
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("before", [(False, True), (True, False)])
+def test_tf32_is_off_unless_asked_for_and_the_callers_otherwise(before, restored):
     from ddim_cli import sample
 
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        for allowed in (True, False):
-            list(sample({"sampling": {"steps": 4, "num_images": 1}, "runtime": {"tf32": allowed}}, model=tiny_model))
-            assert torch.backends.cuda.matmul.allow_tf32 is allowed
-            assert torch.backends.cudnn.allow_tf32 is allowed
-        assert RuntimeSettings().tf32 is False
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    seen = []
+
+    def network(x, t):
+        seen.append(switches())
+        return 0.1 * x
+
+    for allowed in (True, False):
+        config = {"sampling": {"steps": 4, "num_images": 2, "batch_size": 1}, "runtime": {"tf32": allowed}}
+        pictures = sample(config, model=network, shape=(1, 4, 4))
+        assert switches() == before, "a plan sets nothing"
+        for _ in pictures:
+            assert switches() == before, "between two pictures, the caller's own program runs"
+        assert switches() == before
+        assert set(seen) == {(allowed, allowed)}
+        seen.clear()
+    assert RuntimeSettings().tf32 is False
+
+
+def test_tf32_where_a_program_uses_torchs_newer_switches(start):
+    """Torch then refuses to read the older ones."""
+    process = start(
+        "--version",
+        before="""
+import torch
+from ddim_cli.sampling.precision import tf32
+def switches():
+    return [s.fp32_precision for s in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)]
+torch.backends.fp32_precision = "tf32"
+before = switches()
+with tf32(False):
+    assert switches() == ["ieee"] * 3, switches()
+    with tf32(True):
+        assert switches() == ["tf32"] * 3, switches()
+assert switches() == before, switches()
+""",
+    )
+    assert process.wait() == 0, process.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -84,8 +126,8 @@ def test_devices_that_are_not_there():
 
 
 def test_noise_is_the_generators_whatever_else_is_drawn():
-    batch = ImageNoise([7, 3, 3], (2, 4, 4), CPU)
-    first, second = batch.draw(), batch.draw()
+    batch = BatchNoise(SeedItems([7, 3]), 3, (2, 4, 4), CPU)
+    first, second = batch.initial(), batch.draw()
     generator = torch.Generator().manual_seed(3)
     for drawn in (first, second):
         expected = torch.randn(1, 2, 4, 4, generator=generator)[0]
@@ -109,3 +151,19 @@ def test_only_the_network_runs_in_the_chosen_dtype():
         # Rounded to bfloat16 anywhere on its way, the state would be its own rounding.
         assert not torch.equal(picture.tensor, picture.tensor.bfloat16().float())
     assert seen == {torch.bfloat16, torch.float32}
+
+
+def test_noise_starts_where_an_item_says_and_steps_draw_from_its_own_stream():
+    from ddim_cli.sampling.items import Item, Noise
+
+    shape = (1, 2, 2)
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(shape, generator=generator) for _ in range(2)]
+
+    items = [Item("a", "", Noise(7)), Item("b", "", Noise(7), noise_seed=3), Item("c", "", Noise(7), noise_seed=7)]
+    noise = BatchNoise(items, 4, shape, CPU)
+    assert torch.equal(noise.initial(), torch.stack([drawn(7)[0]] * 4))
+    own = [torch.zeros(shape), drawn(3)[1], drawn(7)[1]]
+    assert torch.equal(noise.draw(), torch.stack([*own, own[-1]]))

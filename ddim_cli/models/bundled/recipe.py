@@ -20,8 +20,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -87,7 +88,9 @@ def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
     return (position * (NUM_TRAIN_TIMESTEPS / count)).long().clamp_(max=NUM_TRAIN_TIMESTEPS - 1)
 
 
-def weighted_loss(network: nn.Module, x0: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor) -> Tensor:
+def weighted_loss(
+    network: Callable[..., Any], x0: Tensor, noise: Tensor, timesteps: Tensor, alpha_bar: Tensor
+) -> Tensor:
     """Mean of min(SNR, 5) / SNR * ||epsilon - epsilon_theta(x_t, t)||^2 over the batch."""
     a = alpha_bar[timesteps].view(-1, 1, 1, 1)
     x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ddim_cli.config.seeds import parse_seeds
+from ddim_cli.config.seeds import Seeds, parse_seeds
 from ddim_cli.outputs.figures import distance_text
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.report.contents import (
@@ -32,9 +32,12 @@ def read_cells(root: Path, manifest: Mapping[str, Any], links: Links, on_image: 
     sources = [seed_sources(folder) for folder in folders]
     total, done, sets, problems = sum(map(len, sources)), 0, [], []
     for cell, folder, own in zip(manifest["cells"], folders, sources, strict=True):
-        before = done
+
+        def of_all(n: int, _: int, before: int = done) -> None:
+            on_image(before + n, total)
+
         name = _name(manifest["axes"], cell["at"])
-        found = read_set(name, "seed", own, links, root, lambda n, _, before=before: on_image(before + n, total))
+        found = read_set(name, "seed", own, links, root, of_all)
         add_planned(found, _planned(cell, folder), own)
         done += len(own)
         problems += found.problems
@@ -63,7 +66,7 @@ def _name(axes: list[Mapping[str, Any]], at: list[int]) -> str:
     return ", ".join(label if "=" in label else f"{name} {label}" for name, label in labels)
 
 
-def _planned(cell: Mapping[str, Any], folder: OutputFolder) -> tuple[int, ...]:
+def _planned(cell: Mapping[str, Any], folder: OutputFolder) -> Seeds:
     try:
         return parse_seeds(cell["seeds"])
     except (KeyError, ValueError, AttributeError):

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from ddim_cli.config.seeds import Seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.figures import speed_text
-from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, read_json
+from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.report.records import Records
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA
+from ddim_cli.outputs.store import names_in, read_json
 
 _FRAME = re.compile(r"frame_(\d{3,})\.png", re.ASCII)
 _STRIPS = {"x0": "predicted x0", "xt": "state x_t"}
@@ -97,8 +99,9 @@ def section(record: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
 
 
 def _size(record: Mapping[str, Any] | None) -> list[int] | None:
-    size = [section(record, "image").get(key) for key in ("width", "height")]
-    return size if all(type(side) is int and 0 < side < 100_000 for side in size) else None
+    sides = (section(record, "image").get(key) for key in ("width", "height"))
+    size = [side for side in sides if type(side) is int and 0 < side < 100_000]
+    return size if len(size) == 2 else None
 
 
 def about(record: Mapping[str, Any] | None) -> str:
@@ -192,11 +195,7 @@ def seed_sources(folder: OutputFolder) -> list[Source]:
 def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source]]]:
     """Frames, strips of either kind, reconstructions and pictures from latents: the name of the set, what its numbers
     are, and its pictures."""
-    try:
-        files = os.listdir(folder.path)
-    except OSError:
-        return
-    frames = {int(m[1]): folder.path / file for file in files if (m := _FRAME.fullmatch(file))}
+    frames = {int(m[1]): folder.path / file for file in names_in(folder.path) if (m := _FRAME.fullmatch(file))}
     files_of_frames = {path.name for path in frames.values()}
     yield "frames", "frame", [Source(n, frames[n], frames[n].with_suffix(".json")) for n in sorted(frames)]
     for kind, name in _STRIPS.items():
@@ -225,7 +224,7 @@ def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[P
     return sets
 
 
-def add_planned(pictures: PictureSet, planned: tuple[int, ...], sources: list[Source]) -> None:
+def add_planned(pictures: PictureSet, planned: Seeds, sources: list[Source]) -> None:
     """State how many of the plan are there; and what is there that the plan does not name."""
     there = {source.number for source in sources}
     extra = sorted(there.difference(planned))

@@ -127,7 +127,6 @@ def _inert(data: Mapping[str, Any]) -> str:
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The HTML of what `contents` found."""
     style, script = _source("report.css"), _source("report.js")
     problems = data["problems"]
     if len(problems) > MOST_PROBLEMS:

@@ -34,7 +34,8 @@ class Records:
 
     def add(self, record: Mapping[str, Any]) -> tuple[int, int]:
         """The group of a record, and its row there. Raises ValueError for one with NaN or infinity in it."""
-        paths, texts = [], []
+        paths: list[tuple[Path, ...]] = []
+        texts: list[str] = []
         for name, section in record.items():
             own_paths, own_texts = self._section(name, section)
             paths.append(own_paths)

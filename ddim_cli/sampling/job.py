@@ -1,0 +1,139 @@
+"""A job: a run settled on this machine, with the items that this process makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim_cli.diffusion.solvers import SAMPLING
+from ddim_cli.errors import UsageError
+from ddim_cli.models.device import choose_device, choose_dtype
+from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.sidecar import identity, identity_hash
+from ddim_cli.sampling.compiled import Target, is_kept
+from ddim_cli.sampling.items import Item, SeedItems
+from ddim_cli.sampling.network import Use
+from ddim_cli.sampling.plan import Shard
+from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime_record
+from ddim_cli.sampling.record import make_record
+from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.resolve import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on this machine.
+
+    ``plan`` are all items, ``items`` this process's share of them, before what is done is taken out; ``record`` the
+    sections that all sidecars share; ``passes`` how often an item goes over the grid.
+    """
+
+    run: Run
+    plan: Sequence[Item]
+    shard: Shard
+    device: torch.device
+    dtype: torch.dtype
+    batch_size: int
+    record: Mapping[str, Any]
+    folder: OutputFolder
+    passes: int = 1
+    items: Sequence[Item] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", self.shard.of(self.plan))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return identity(self.record)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a state."""
+        return self.run.model.shape
+
+    @property
+    def target(self) -> Target:
+        """What its network would be compiled for."""
+        return network_target(self.run, self.device, self.dtype, self.batch_size)
+
+    def use(self, images: int) -> Use:
+        """What its network is wanted for, to make so many images."""
+        calls = self.passes * -(-images // self.batch_size) * len(self.run.timesteps)
+        return Use(self.target, self.run.config.runtime.compile, calls)
+
+    def fitted(self, reporter: Reporter) -> Job:
+        """The job, in batches for which the host's memory suffices by an estimate."""
+        batch_size = halve_to_fit(self.batch_size, self.run.model, self.device, self.dtype, rows_an_image(self.run))
+        if batch_size == self.batch_size:
+            return self
+        reporter.halved(batch_size)
+        return replace(self._recording(batch_size=batch_size), batch_size=batch_size)
+
+    def with_compiled(self, compiled: bool) -> Job:
+        return self._recording(compile=compiled)
+
+    def _recording(self, **runtime: Any) -> Job:
+        return replace(self, record={**self.record, "runtime": {**self.record["runtime"], **runtime}})
+
+
+def network_target(run: Run, device: torch.device, dtype: torch.dtype, batch_size: int) -> Target:
+    """What a run's network would be compiled for."""
+    return Target(run.model, device, dtype, batch_size * rows_an_image(run), run.config.runtime.tf32)
+
+
+def rows_an_image(run: Run) -> int:
+    """How many rows the network sees for an image: with guidance, also one without a class."""
+    return 1 if run.config.sampling.guidance_scale == 1 else 2
+
+
+def make_job(
+    run: Run,
+    plan: Sequence[Item] | None = None,
+    shard: Shard = Shard(),
+    ending: str = "",
+    passes: int = 1,
+    pads: bool = False,
+) -> Job:
+    """Settle device, dtype, batch size and folder. Reads the weights only to hash them.
+
+    ``plan`` is by default the items of the run's seeds; ``ending`` is that of the default folder's name, for what is
+    not the pictures of seeds. With ``pads`` the network sees as many rows as were asked for though the plan has fewer
+    items: so are equal hashes had again.
+
+    Raises:
+        UsageError: for a device that is not there, or a folder that cannot be used.
+        ConfigError: for coefficients that cannot be computed.
+    """
+    config = run.config
+    plan = SeedItems.of(config) if plan is None else plan
+    device = choose_device(config.runtime.device)
+    dtype = choose_dtype(config.runtime.dtype, device)
+    SAMPLING.table(config.scheduler, config.sampling, run.timesteps)
+    # From the whole plan, so that its shards see batches of one size, and equal pictures.
+    batch_size = config.sampling.batch_size
+    if not pads or batch_size == "auto":
+        batch_size = choose_batch_size(batch_size, len(plan), run.model, device, dtype)
+    # As far as can be told before the network is there.
+    compiled = config.runtime.compile is True or (
+        config.runtime.compile == "auto" and is_kept(network_target(run, device, dtype, batch_size))
+    )
+    record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size, compiled))
+    folder = OutputFolder(output_path(run, record, ending), config.output.subdirs, config.output.fsync, run.model.size)
+    folder.check_usable()
+    return Job(run, plan, shard, device, dtype, batch_size, record, folder, passes)
+
+
+def output_path(run: Run, record: Mapping[str, Any], ending: str = "") -> Path:
+    """Where a run's files go: output.dir, else outputs/MODEL-Nsteps-HASH with this ending. Raises UsageError."""
+    if not run.config.output.dir:
+        steps = record["sampling"]["steps"]
+        return Path("outputs") / f"{run.model.name}-{steps}steps-{identity_hash(record)}{ending}"
+    try:
+        return Path(run.config.output.dir).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"output folder {run.config.output.dir}: {error}") from None
