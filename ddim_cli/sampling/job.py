@@ -99,7 +99,7 @@ def make_job(
     passes: int = 1,
     pads: bool = False,
 ) -> Job:
-    """Settle device, dtype, batch size and folder. Reads the weights only to hash them.
+    """Settle device, dtype, batch size and folder. Reads local weights to hash them, and none of a model on the Hub.
 
     ``plan`` is by default the items of the run's seeds; ``ending`` is that of the default folder's name, for what is
     not the pictures of seeds. With ``pads`` the network sees as many rows as were asked for though the plan has fewer
