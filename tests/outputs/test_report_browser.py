@@ -84,7 +84,8 @@ def large_page(run_folder, tmp_path_factory):
     random = np.random.default_rng(0)
     for seed in range(1000):
         pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
-        folder.write(seed, describe_picture(record, seed, pixels), pixels, 0.1, identity(record))
+        its = {**record, "sampling": {**record["sampling"], "class": seed % 10}}
+        folder.write(seed, describe_picture(its, seed, pixels), pixels, 0.1, identity(record))
     return report(folder.path)
 
 
