@@ -156,7 +156,7 @@ def _resolve(layers: Layers, architecture: str | None, folder: Path) -> Run:
     if "model.source" in layers[-1].values:
         raise UsageError("--model and --architecture are two ways to say which network; give one")
     model = describe_architecture(architecture, folder, merge(layers).config.model)
-    return settle(merge([model.scheduler_layer(), *layers]), model)
+    return settle(merge([model.settings_layer(), *layers]), model)
 
 
 def _digits(value: float) -> str:

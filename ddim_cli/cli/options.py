@@ -57,7 +57,10 @@ def setting(parameter: str, text: str | None = None) -> Any:
 
 def _annotation(parameter: str) -> Any:
     """What typer reads an option as; what is more than a number or a switch is read by the settings themselves."""
-    section, name = _FLAGS[parameter][0].split(".")
+    key, flag = _FLAGS[parameter]
+    section, name = key.split(".")
+    if flag.repeated:
+        return Annotated[list[str] | None, setting(parameter)]
     kind: Any = SECTIONS[section].model_fields[name].annotation
     kind = bool if bool in (kind, *get_args(kind)) else kind if kind in (int, float) else str
     return Annotated[kind | None, setting(parameter)]
@@ -143,6 +146,8 @@ def build_layers(config: list[Path] | None, assignments: list[str] | None, flags
         if value is not None:
             key, flag = _FLAGS[parameter]
             on, _, off = flag.names[0].partition("/")
+            if flag.repeated:
+                value = list(value)
             values[key] = (off if value is False and off else on, value if flag.read is None else flag.read(value))
     return [*map(read_file, config or []), parse_set(assignments or []), flags_layer(values)]
 

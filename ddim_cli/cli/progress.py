@@ -56,6 +56,9 @@ class RunProgress(Reporter):
         if self._verbose:
             console.say(text)
 
+    def warn(self, text: str) -> None:
+        console.warn(text)
+
     def slower(self, what: str, why: str) -> None:
         # The cells of a sweep, and each batch size, would all say the same.
         if what not in self._said:

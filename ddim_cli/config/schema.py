@@ -57,10 +57,16 @@ def _as_class_list(value: Any) -> Any:
     return value
 
 
+def _one_or_more(value: Any) -> Any:
+    """A list of one is the one; so that however often an option is given, the key reads the same."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else _as_tuple(value)
+
+
 FloatList = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
 IntList = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 SeedList = Annotated[str, BeforeValidator(_as_seed_list)]
 ClassList = Annotated[str, BeforeValidator(_as_class_list)]
+Prompts = Annotated[str | Annotated[tuple[str, ...], Field(min_length=1)], BeforeValidator(_one_or_more)]
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 SizePair = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_tuple)]
 
@@ -70,12 +76,13 @@ class Flag:
     """The option of the command line that sets a key: its names, and how its value is written and read.
 
     ``read`` makes the key's value of what was typed, where that is more than a number, a word or a switch; it raises
-    UsageError.
+    UsageError. An option that is ``repeated`` may be given several times, and sets a list.
     """
 
     names: tuple[str, ...]
     metavar: str | None = None
     read: Callable[[str], Any] | None = None
+    repeated: bool = False
 
     @property
     def parameter(self) -> str:
@@ -83,9 +90,11 @@ class Flag:
         return self.names[0].partition("/")[0].removeprefix("--").replace("-", "_")
 
 
-def flag(*names: str, metavar: str | None = None, read: Callable[[str], Any] | None = None) -> Flag:
+def flag(
+    *names: str, metavar: str | None = None, read: Callable[[str], Any] | None = None, repeated: bool = False
+) -> Flag:
     """``Annotated[int, flag("--steps", metavar="N")]`` gives a key an option."""
-    return Flag(names, metavar, read)
+    return Flag(names, metavar, read, repeated)
 
 
 def _number_or_word(text: str) -> int | str:
@@ -128,6 +137,13 @@ class ModelSettings(Section):
     )
     null_class: int | None = Field(
         None, examples=[10], ge=0, description="Class that stands for no class, for classifier-free guidance"
+    )
+    latent_scale: float | None = Field(
+        None,
+        examples=[0.18215],
+        gt=0,
+        le=1e30,
+        description="Scale of a latent model's latents: they are divided by it before they are decoded [the model's]",
     )
 
 
@@ -201,8 +217,16 @@ class SamplingSettings(Section):
         examples=["0-9"],
         description='Classes as a list, for example "3" or "0-9"; an image has classes[seed mod their number]',
     )
+    prompt: Annotated[Prompts | None, flag("--prompt", metavar="TEXT", repeated=True)] = Field(
+        None,
+        examples=["a bold seven"],
+        description="What a text-to-image model is to show; of several, an image has prompts[seed mod their number]",
+    )
+    negative_prompt: Annotated[str | None, flag("--negative-prompt", metavar="TEXT")] = Field(
+        None, examples=["thin"], description="What guidance is to lead away from"
+    )
     guidance_scale: Annotated[float, flag("--guidance-scale", metavar="W")] = Field(
-        1.0, ge=0, description="Scale of classifier-free guidance; 1 turns it off"
+        1.0, ge=0, description="Scale of classifier-free guidance; 1 turns it off; text-to-image models have 7.5"
     )
     guidance_rescale: Annotated[float, flag("--guidance-rescale", metavar="R")] = Field(
         0.0, ge=0, le=1, description="Rescaling of guided predictions (arXiv:2305.08891, section 3.4)"
@@ -215,6 +239,13 @@ class SamplingSettings(Section):
         if isinstance(values, dict) and values.get("variance") == "large" and "eta" not in values:
             return {**values, "eta": 1.0}
         return values
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts that a plan draws from; empty where none is set."""
+        if self.prompt is None:
+            return ()
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
     def draws_noise(self) -> bool:
@@ -237,6 +268,13 @@ class RuntimeSettings(Section):
     compile: Annotated[bool | Literal["auto"], flag("--compile/--no-compile")] = Field(
         "auto", description="Compile the network, and keep the code for later runs; auto: if that pays"
     )
+    offload: bool | Literal["auto"] = Field(
+        "auto",
+        description="Keep text encoder and autoencoder off the device while the network runs; auto: if memory is short",
+    )
+    tile: bool = Field(
+        False, description="Decode large pictures in tiles, for less memory; where tiles meet, pixels change"
+    )
 
 
 class OutputSettings(Section):
@@ -250,6 +288,9 @@ class OutputSettings(Section):
     )
     subdirs: Annotated[bool, flag("--subdirs/--no-subdirs")] = Field(
         False, description="Write a folder for every 1,000 seeds, named after the first"
+    )
+    parameters: Annotated[bool, flag("--parameters/--no-parameters")] = Field(
+        True, description="Write the text into PNGs of text-to-image models that other image tools read"
     )
     fsync: Annotated[bool, flag("--fsync/--no-fsync")] = Field(
         False, description="Wait until each file is on the disk, so that it survives a power cut"

@@ -12,8 +12,10 @@ import torch
 from ddim_cli.config.layers import nearest
 from ddim_cli.config.schema import ModelSettings, SchedulerSettings
 from ddim_cli.errors import UsageError
-from ddim_cli.models.describe import BUNDLED, ModelDescription, checked_network, read_json
+from ddim_cli.models.describe import BUNDLED, ModelDescription
+from ddim_cli.models.networks import checked_network
 from ddim_cli.models.original import unet_config
+from ddim_cli.models.parts import read_json
 
 SEED = 0
 # The network of DDPM and DDIM (Ho et al., arXiv:2006.11239, appendix B) in its published sizes: (image size, channel
@@ -72,7 +74,7 @@ def describe_architecture(name: str, folder: Path, settings: ModelSettings | Non
         ModelError: for an image size that the shape cannot have.
     """
     where = f"architecture {name}"
-    network = checked_network(architecture_config(name), settings or ModelSettings(), where)
+    network = checked_network(architecture_config(name), settings.image_size if settings else None, where)
     return Architecture(
         source=where,
         name=name,

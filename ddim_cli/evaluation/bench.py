@@ -40,7 +40,7 @@ from ddim_cli.models.device import choose_device
 from ddim_cli.models.inspect import flops
 from ddim_cli.outputs.writer import BackgroundWriter
 from ddim_cli.sampling.host import keep_memory
-from ddim_cli.sampling.items import SeedItems, classes_of
+from ddim_cli.sampling.items import Choices, SeedItems
 from ddim_cli.sampling.job import Job, make_job, rows_an_image
 from ddim_cli.sampling.loop import Denoiser, OnSlower, Picture, is_out_of_memory, run_batches
 from ddim_cli.sampling.network import Networks
@@ -92,7 +92,7 @@ class Ours(Contestant):
     def __init__(self, job: Job, on_slower: OnSlower = lambda what, why: None):
         network, self.compiled = Networks().load(job.use(len(job.items)), Reporter())
         self._job = job.with_compiled(self.compiled)
-        sampler = make_sampler(job.run, network, job.device, job.dtype, job.shape)
+        sampler = make_sampler(job.run, network, job.device, job.dtype)
         # A GPU's calls return before they are done: there, a clock around them would measure something else.
         self._clock = NetworkClock(sampler.down.network) if job.device.type == "cpu" else None
         if self._clock is not None:
@@ -101,7 +101,7 @@ class Ours(Contestant):
         self.denoiser = Denoiser(sampler, on_slower=on_slower)
 
     def _items(self, seeds: Sequence[int]) -> SeedItems:
-        return SeedItems(seeds, classes_of(self._job.run.config))
+        return SeedItems(seeds, Choices.of(self._job.run.config))
 
     def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
         def out_of_memory(halved: int) -> None:

@@ -11,7 +11,8 @@ from ddim_cli.config.layers import Layer
 from ddim_cli.config.seeds import parse_list
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.rules import check_deterministic
-from ddim_cli.sampling.items import Item, Slerp, frame_item, one_class
+from ddim_cli.models.conditions import Conditioning
+from ddim_cli.sampling.items import Choices, Item, Slerp, frame_item
 from ddim_cli.sampling.resolve import Run, resolve
 
 LINE_FRAMES, SQUARE_FRAMES = 11, 8
@@ -66,8 +67,8 @@ class Between:
         # A seed on the way is the end of the way to it, so that a longer path begins with the same frames.
         return [Slerp(legs[0], (0.0,)), *(Slerp(leg, (weight,)) for leg in legs for weight in weights[1:])]
 
-    def items(self, class_number: int | None) -> list[Item]:
-        return [frame_item(f"frame_{n:03d}", frame, class_number) for n, frame in enumerate(self.frames())]
+    def items(self, conditioning: Conditioning) -> list[Item]:
+        return [frame_item(f"frame_{n:03d}", frame, conditioning) for n, frame in enumerate(self.frames())]
 
     def facts(self) -> dict[str, Any]:
         """What the strip says of itself."""
@@ -98,5 +99,5 @@ def resolve_interpolation(layers: Sequence[Layer], between: Between) -> Run:
     """
     run = resolve(layers)
     check_deterministic(run, WHY_ETA_0)
-    one_class(run.config, between.seeds)
+    Choices.of(run.config).of_all(between.seeds)
     return run

@@ -23,7 +23,7 @@ from ddim_cli.outputs.sidecar import SCHEMA, describe_strip, to_text
 from ddim_cli.outputs.store import names_in, read_json, remove_pair
 from ddim_cli.outputs.strip import Row, draw_strip, encode_gif
 from ddim_cli.sampling.executor import Summary, execute
-from ddim_cli.sampling.items import Item, one_class
+from ddim_cli.sampling.items import Choices, Item
 from ddim_cli.sampling.job import Job, make_job
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.product import Ending, Product
@@ -99,7 +99,7 @@ class Interpolated:
 
 def prepare(run: Run, between: Between, gif: bool = False, shard: Shard = Shard()) -> tuple[Job, Frames]:
     """The job of an interpolation, whose run is of `between.resolve_interpolation`, and its product."""
-    items = between.items(one_class(run.config, between.seeds))
+    items = between.items(Choices.of(run.config).of_all(between.seeds))
     return make_job(run, items, shard, between.ending()), Frames(between, gif)
 
 

@@ -24,7 +24,7 @@ from ddim_cli.outputs.sidecar import describe_strip, identity, to_text
 from ddim_cli.outputs.store import read_json
 from ddim_cli.outputs.strip import Row, draw_strip
 from ddim_cli.sampling.executor import Summary, execute
-from ddim_cli.sampling.items import Inversion, Item, one_class, reconstruction_item
+from ddim_cli.sampling.items import Choices, Inversion, Item, reconstruction_item
 from ddim_cli.sampling.job import Job, make_job
 from ddim_cli.sampling.loop import Picture, to_uint8
 from ddim_cli.sampling.pictures import Input, find_pictures, read_input
@@ -125,7 +125,7 @@ class Reconstructions(Product):
         described = describe_latent(item_record(job.record, item), latent)
         job.folder.remove(item.name)
         write_atomically(path, encode_latent(latent, described), job.folder.fsync)
-        error = reconstruction_error(item.start.state(job.shape), picture.x0)
+        error = reconstruction_error(item.start.state(job.run.model.shape), picture.x0)
         beside = {"file": path.name, "sha256": described["latent"]["sha256"]}
         self.save_pair(job, picture, inversion={"error": float(f"{error:.6g}"), "latent": beside})
 
@@ -182,7 +182,7 @@ def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
     if on:
         run = resolve([*layers, Layer(dict.fromkeys(on, False), dict.fromkeys(on, "invert"))])
     check_deterministic(run, WHY_ETA_0)
-    one_class(run.config)
+    Choices.of(run.config).of_all()
     return run, on
 
 
@@ -192,8 +192,8 @@ def prepare(run: Run, files: Sequence[Path], shard: Shard = Shard()) -> tuple[Jo
     Raises UsageError for a file that is no picture.
     """
     inputs = tuple(read_input(path, run.model.shape)[0] for path in files)
-    class_number = one_class(run.config)
-    items = [reconstruction_item(p.name, str(p.path), Inversion(p.path), p.facts(), class_number) for p in inputs]
+    conditioning = Choices.of(run.config).of_all()
+    items = [reconstruction_item(p.name, str(p.path), Inversion(p.path), p.facts(), conditioning) for p in inputs]
     return make_job(run, items, shard, "-invert", passes=2), Reconstructions(inputs)
 
 
@@ -266,7 +266,7 @@ def _draw(job: Job, results: Sequence[Reconstruction], sheet: Path) -> None:
     rows = []
     for start in range(0, len(results), COLUMNS):
         some = results[start : start + COLUMNS]
-        originals = [drawn(read_input(r.input.path, job.shape)[1]) for r in some]
+        originals = [drawn(read_input(r.input.path, job.run.model.shape)[1]) for r in some]
         latents = [drawn(read_latent(open_latents(r.latent), None)) for r in some]
         rows += [
             Row(originals, [r.input.name for r in some], above=True),

@@ -11,7 +11,7 @@ from ddim_cli.experiments.start import folder_ending
 from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.sidecar import identity
 from ddim_cli.outputs.store import read_json
-from ddim_cli.sampling.items import Item, Latent, latent_item, one_class
+from ddim_cli.sampling.items import Choices, Item, Latent, latent_item
 from ddim_cli.sampling.job import Job, make_job
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.product import Ending, Product, collect_npz
@@ -54,8 +54,8 @@ def prepare(
 
     Raises UsageError for latents that cannot be read, or have values that are not finite.
     """
-    class_number = one_class(run.config)
-    items = [latent_item(start, class_number) for start in starts]
+    conditioning = Choices.of(run.config).of_all()
+    items = [latent_item(start, conditioning) for start in starts]
     job = make_job(run, items, shard, "-latents")
     if run.config.output.dir is None and _holds_others(job):
         job = make_job(run, items, shard, folder_ending(start.file for start in starts))

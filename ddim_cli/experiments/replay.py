@@ -16,7 +16,7 @@ from ddim_cli.errors import UsageError
 from ddim_cli.experiments.trajectory import Selection, Strips
 from ddim_cli.outputs.sidecar import first_difference
 from ddim_cli.sampling.executor import execute
-from ddim_cli.sampling.items import Item, SeedItems, classes_of, seeds_of
+from ddim_cli.sampling.items import Choices, Item, SeedItems, seeds_of
 from ddim_cli.sampling.job import make_job
 from ddim_cli.sampling.product import Product, SeedPictures
 from ddim_cli.sampling.replay import Group, Original, check_same_pictures, resolve_group, run_identity
@@ -60,7 +60,7 @@ def replay(
             product = product_of(group, run.timesteps)
             plan: Sequence[Item] = group.items
             if isinstance(product, SeedPictures):
-                plan = SeedItems(seeds_of(plan), classes_of(run.config))
+                plan = SeedItems(seeds_of(plan), Choices.of(run.config))
             with threads_of(group):
                 job = make_job(run, plan, pads=True)
                 check_same_pictures(group, job.record)

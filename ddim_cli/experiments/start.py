@@ -17,7 +17,7 @@ from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.latents import LatentFile, open_latents
 from ddim_cli.outputs.sidecar import first_difference, identity
-from ddim_cli.sampling.items import Latent, one_class
+from ddim_cli.sampling.items import Choices, Latent
 from ddim_cli.sampling.replay import model_layer, settings_layer
 from ddim_cli.sampling.resolve import Run, resolve
 
@@ -99,7 +99,7 @@ def inside_layer(files: Sequence[LatentFile], layers: Sequence[Layer]) -> Layer:
 
 def check_shapes(files: Sequence[LatentFile], run: Run) -> None:
     """UsageError for latents of another shape than the network takes."""
-    shape = run.model.shape
+    shape = run.model.state_shape
     for file in files:
         if file.shape[-3:] != shape:
             found, wanted = (" x ".join(map(str, s)) for s in (file.shape[-3:], shape))
@@ -137,6 +137,6 @@ def resolve_latents(files: Sequence[LatentFile], layers: Sequence[Layer]) -> Run
     check_no_seeds(layers)
     run = resolve([inside_layer(files, layers), *layers])
     check_deterministic(run, WHY_ETA_0)
-    one_class(run.config)
+    Choices.of(run.config).of_all()
     check_shapes(files, run)
     return run

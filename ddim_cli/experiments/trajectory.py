@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ddim_cli.errors import UsageError
+from ddim_cli.models.decoders import Decoder
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.provenance import strip_inside
@@ -69,13 +70,14 @@ class Selection:
 class FrameObserver(Observer):
     """Keeps the frames of one batch."""
 
-    def __init__(self, selection: Selection, rows: int):
+    def __init__(self, selection: Selection, rows: int, decoder: Decoder | None = None):
+        self._decoder = decoder or Decoder()
         self._show, self._steps, self._rows = selection.show, frozenset(selection.steps), rows
         self._last = len(selection.grid) - 1
         self._frames: list[Tensor] = []
 
     def _keep(self, x: Tensor) -> None:
-        self._frames.append(to_host(to_uint8(x[: self._rows])))
+        self._frames.append(to_host(to_uint8(self._decoder.decode(x[: self._rows]))))
 
     def begin(self, x: Tensor) -> None:
         if self._show == "xt" and 0 in self._steps:
@@ -100,8 +102,8 @@ class Strips(Product):
     selection: Selection
     gif: bool = False
 
-    def watch(self, items: Sequence[Item]) -> FrameObserver:
-        return FrameObserver(self.selection, len(items))
+    def watch(self, items: Sequence[Item], decoder: Decoder) -> FrameObserver:
+        return FrameObserver(self.selection, len(items), decoder)
 
     def missing(self, job: Job, items: Sequence[Item]) -> list[Item]:
         return [item for item in items if not self._is_there(job, item)]
@@ -139,7 +141,9 @@ class Strips(Product):
         shown, eta = NAMES[self.selection.show], job.record["sampling"]["eta"]
         caption = f"{item.label}: {shown} ({job.run.model.name}, {len(self.selection.grid)} steps, eta {eta:g})"
         strip = draw_strip([Row(images, labels)], caption)
-        described = describe_strip(item_record(job.record, item), item.seed, self.selection.facts(), np.asarray(strip))
+        described = describe_strip(
+            item_record(job.record, item, picture.known), item.seed, self.selection.facts(), np.asarray(strip)
+        )
         write_atomically(path, encode_png(strip, to_text(described)), fsync)
 
 

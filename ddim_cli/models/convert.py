@@ -29,7 +29,7 @@ def convert(model: ModelDescription, directory: Path, overwrite: bool = False) -
         raise UsageError(f"{directory}: name a directory to make, not one that you may be in")
     if directory.exists() and not overwrite and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"{directory}: already there; replace it with --overwrite")
-    layer = model.scheduler_layer()
+    layer = model.settings_layer()
     validate_layer(layer)
     settings = merge([layer]).config.scheduler
     keys = {k: v for k, v in settings.model_dump().items() if k != "previous_timestep"}

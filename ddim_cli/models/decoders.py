@@ -1,15 +1,101 @@
-"""Decoders: from the last state of the loop to a picture in [-1, 1]."""
+"""Decoders: from the states of the loop to pictures in [-1, 1], and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-# float32 [B, C, H, W] -> float32 [B, C', H', W'] in about [-1, 1]
-Decoder = Callable[[Tensor], Tensor]
+from ddim_cli.errors import ModelError, first_line
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    from ddim_cli.models.latent import Latents
 
 
-def identity(x: Tensor) -> Tensor:
+class Decoder:
     """Of a model in pixel space: the state is the picture."""
-    return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        """States float32 [B, C, H, W] -> pictures float32 [B, C', H', W'] in about [-1, 1]."""
+        return x
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures float32 [B, C', H', W'] in [-1, 1] -> states float32 [B, C, H, W]."""
+        return pictures
+
+    def release(self) -> None:
+        """Give back memory that is not needed until the next batch is there."""
+
+
+class AutoencoderDecoder(Decoder):
+    """The autoencoder of a latent model, in float32 whatever the network's dtype, loaded when it is first needed.
+
+    States are latents times the model's scale (Rombach et al., arXiv:2112.10752, section G). It takes one image at a
+    time: the memory is that of one, and no picture depends on its batch. With ``tile`` it decodes large ones in tiles.
+    With ``offload`` its weights go when a batch is there.
+    """
+
+    def __init__(self, latents: Latents, device: torch.device | str = "cpu", tile: bool = False, offload: bool = False):
+        self._latents, self._device, self._tile, self._offload = latents, device, tile, offload
+        self._network: AutoencoderKL | VQModel | None = None
+
+    def _loaded(self) -> AutoencoderKL | VQModel:
+        if self._network is None:
+            self._network = load_autoencoder(self._latents, self._device)
+            if self._tile and hasattr(self._network, "enable_tiling"):
+                self._network.enable_tiling()
+        return self._network
+
+    @torch.no_grad()
+    def decode(self, x: Tensor) -> Tensor:
+        network = self._loaded()
+        decoded = [network.decode(each / self._latents.scale, return_dict=False)[0] for each in x.split(1)]
+        return torch.cat(decoded).contiguous()
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Of a distribution of latents, its mode."""
+        network = self._loaded()
+        states = []
+        for picture in pictures.to(self._device).split(1):
+            found = network.encode(picture)
+            latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+            states.append(latent * self._latents.scale)
+        return torch.cat(states).contiguous()
+
+    def release(self) -> None:
+        if self._offload:
+            self._network = None
+
+
+def load_autoencoder(latents: Latents, device: torch.device | str = "cpu") -> AutoencoderKL | VQModel:
+    """Diffusers' autoencoder in float32, channels-last, for use.
+
+    Raises:
+        ModelError: for a config that builds none, or weights that do not fit.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    from ddim_cli.models.stored import modern
+    from ddim_cli.models.weights import load_into, read_tensors
+
+    part = latents.autoencoder
+    kind = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}[part.class_name]
+    try:
+        with torch.device("meta"):
+            network = kind.from_config(dict(part.config))
+    except Exception as error:
+        # A config can be wrong in as many ways as the class has arguments; it says which in its own words.
+        raise ModelError(f"{part.where}: its config builds no {part.class_name}: {first_line(error)}") from None
+    weights = {}
+    for path in part.weights:
+        for stored_name, tensor in read_tensors(path):
+            name, tensor = modern(stored_name, tensor)
+            weights[name] = tensor.to(device, torch.float32)
+    load_into(network, weights, part.weights[0])
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -6,40 +6,36 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ddim_cli.config.layers import Layer, nearest
 from ddim_cli.config.schema import ModelSettings, SchedulerSettings
 from ddim_cli.errors import ModelError
-from ddim_cli.models.directory import SCHEDULER, config_candidates, find_layout, find_weights
-from ddim_cli.models.hashing import file_sha256, files_sha256, joint_sha256
+from ddim_cli.models.directory import PIPELINE, SCHEDULER, config_candidates, find_layout
+from ddim_cli.models.hashing import joint_sha256
 from ddim_cli.models.hub import is_hub_id, open_repository
+from ddim_cli.models.latent import Latents, checked_latent_network, find_latents, pipeline_scheduler
+from ddim_cli.models.networks import NETWORK_CLASS, TEXT_NETWORK_CLASS, checked_network
+from ddim_cli.models.parts import Files, LocalFiles, Stored, read_json, stored_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
-NETWORK_CLASS = "UNet2DModel"
-# What UNet2DModel takes where a config leaves these out.
-_NETWORK_DEFAULTS = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "time_embedding_type": "positional",
-    "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-}
-MOST_PIXELS = 16384
 CHECKPOINT_ENDINGS = (".ckpt", ".pth", ".pt", ".bin")
+# What StableDiffusionPipeline guides with by default.
+TEXT_GUIDANCE = 7.5
 
 
 @dataclass(frozen=True)
-class ModelDescription:
+class ModelDescription(Stored):
     """What is known of a model without reading its weights.
 
     ``kind`` is bundled, directory, hub, checkpoint (of the original code) or file (one safetensors
-    file); ``network`` the UNet's config; ``scheduler`` the DDIM keys of the scheduler that came with
+    file); ``network`` the UNet's config; ``latents`` what makes pictures of a latent model's states, and texts its
+    conditions, None of a model in pixel space; ``scheduler`` the DDIM keys of the scheduler that came with
     it, or None; ``unused_scheduler_keys`` those of its keys that DDIM has no use for; ``where`` its
     place, for messages; ``notes`` what a user should be told; ``announce_weights`` gives sha256 and number of
-    elements of weights that are not here yet, or None.
+    elements of weights that are not here yet, or None. ``weights`` and ``parameters`` are the network's alone.
     """
 
     source: str
@@ -55,63 +51,62 @@ class ModelDescription:
     ema: bool = True
     notes: tuple[str, ...] = ()
     announce_weights: Callable[[], tuple[str, int] | None] = field(default=lambda: None, repr=False, compare=False)
-
-    @cached_property
-    def _announced(self) -> tuple[str, int] | None:
-        return self.announce_weights()
-
-    @cached_property
-    def weights(self) -> tuple[Path, ...]:
-        """The files that hold the parameters; from the Hub, they are downloaded now, and held to what it announced.
-
-        Raises:
-            ModelError: if they cannot be had, or are not what was announced.
-        """
-        return self.fetch_weights()
+    latents: Latents | None = None
 
     @cached_property
     def sha256(self) -> str:
-        """Of the weights file; of several, of their hashes in the order of their names.
-
-        Of safetensors on the Hub that are not in the cache yet, what it announces; its .bin files are fetched for it.
-        """
-        if self._announced is not None:
-            return self._announced[0]
-        return files_sha256(self.weights)
+        """Of all that decides a picture: of the network's weights; of those of several parts, of their hashes."""
+        return joint_sha256([self.weights_sha256, *(self.latents.sha256s() if self.latents is not None else ())])
 
     @property
     def config_sha256(self) -> str:
-        """Of the network's config: the same weights compute something else under another."""
-        facts = {k: v for k, v in self.network.items() if not k.startswith("_")}
+        """Of all parts' configs: the same weights compute something else under others."""
+        facts: Any = {k: v for k, v in self.network.items() if not k.startswith("_")}
+        if self.latents is not None:
+            facts = {"unet": facts, **self.latents.configs()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    @cached_property
-    def parameters(self) -> int:
-        """Number of elements of all tensors, of headers where files have them; from the Hub as `sha256`."""
-        if self._announced is not None:
-            return self._announced[1]
-        from ddim_cli.models.weights import count_elements, safetensors_header
+    @property
+    def all_parameters(self) -> int:
+        """Of the network and all other parts."""
+        return self.parameters + (self.latents.parameters if self.latents is not None else 0)
 
-        if all(path.suffix == ".safetensors" for path in self.weights):
-            return sum(count_elements(safetensors_header(path), path) for path in self.weights)
+    def _count(self) -> int:
         from ddim_cli.models.stored import read_weights
 
         return sum(tensor.numel() for _, tensor in read_weights(self))
 
     @property
+    def network_class(self) -> str:
+        return TEXT_NETWORK_CLASS if self.takes_text else NETWORK_CLASS
+
+    @property
     def channels(self) -> int:
+        """Of a state."""
         return self.network["in_channels"]
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is denoised."""
+        size = self.network["sample_size"]
+        return (self.channels, *((size, size) if isinstance(size, int) else (size[0], size[1])))
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an image."""
-        size = self.network["sample_size"]
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        _, height, width = self.state_shape
+        factor = self.latents.factor if self.latents is not None else 1
+        return (height * factor, width * factor)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        return (self.channels, *self.size)
+        return (self.latents.picture_channels if self.latents is not None else self.channels, *self.size)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the network is conditioned on a prompt."""
+        return self.latents is not None and self.latents.text is not None
 
     @property
     def learned_variance(self) -> bool:
@@ -123,28 +118,19 @@ class ModelDescription:
         """The number of classes the network is conditioned on; None if it is not."""
         return self.network.get("num_class_embeds")
 
-    def scheduler_layer(self) -> Layer:
-        """The model's own scheduler settings, as the layer below every file."""
+    def settings_layer(self) -> Layer:
+        """The model's own settings, as the layer below every file: its scheduler's, and what its kind has else."""
         values = {f"scheduler.{k}": v for k, v in (self.scheduler or {}).items()}
         where = f"{self.name}'s {self.scheduler_name}" if self.scheduler_name else self.name
-        return Layer(values, dict.fromkeys(values, where))
+        origins = dict.fromkeys(values, where)
+        if self.takes_text:
+            values["sampling.guidance_scale"] = TEXT_GUIDANCE
+            origins["sampling.guidance_scale"] = "default of text-to-image models"
+        return Layer(values, origins)
 
 
 def bundled_names() -> list[str]:
     return sorted(p.parent.name for p in BUNDLED.glob("*/model_index.json"))
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError, calling it ``what``."""
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: {what} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: {what} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: {what} is not a JSON object")
-    return value
 
 
 def ddim_keys(scheduler: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -167,111 +153,54 @@ def _scheduler(path: Path | None) -> dict[str, Any]:
     return {"scheduler": keys, "scheduler_name": SCHEDULER, "unused_scheduler_keys": unused}
 
 
-def _positive(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def checked_network(config: Mapping[str, Any], settings: ModelSettings, where: str) -> dict[str, Any]:
-    """A network's config with what sampling needs filled in. Raises ModelError for one it cannot sample from."""
-    network = {**_NETWORK_DEFAULTS, **config}
-    name = network.get("_class_name", NETWORK_CLASS)
-    if name != NETWORK_CLASS:
-        raise ModelError(f"{where}: the network is a {name}; this tool samples from a {NETWORK_CLASS}")
-    if settings.image_size is not None:
-        network["sample_size"] = settings.image_size
-    size = network.get("sample_size")
-    sides = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size,)
-    if not all(map(_positive, sides)) or max(sides) > MOST_PIXELS:
-        raise ModelError(f"{where}: sample_size is {json.dumps(size)}; give the size of an image with --image-size")
-    channels, out = network["in_channels"], network["out_channels"]
-    if not _positive(channels) or out not in (channels, 2 * channels):
-        raise ModelError(f"{where}: the network takes {channels} channels and gives {out}; DDIM needs as many")
-    if channels not in (1, 3, 4):
-        raise ModelError(f"{where}: the network makes {channels} channels; a picture has 1, 3 or 4")
-    _check_shape(network, where)
-    classes = network.get("num_class_embeds")
-    if classes is not None and not _positive(classes):
-        raise ModelError(f"{where}: num_class_embeds is {json.dumps(classes)}; it must be a positive number")
-    return network
-
-
-def _check_shape(network: Mapping[str, Any], where: str) -> None:
-    """ModelError for levels that cannot be, or an image that cannot be halved as often as there are levels."""
-    widths, layers = network["block_out_channels"], network["layers_per_block"]
-    if not (isinstance(widths, (list, tuple)) and widths and all(map(_positive, widths))):
-        raise ModelError(f"{where}: block_out_channels is {json.dumps(widths)}; it must be a list of channels")
-    if not _positive(layers):
-        raise ModelError(f"{where}: layers_per_block is {json.dumps(layers)}; it must be a positive number")
-    size, factor = network["sample_size"], 2 ** (len(widths) - 1)
-    if any(s % factor for s in (size if isinstance(size, (list, tuple)) else (size,))):
-        raise ModelError(
-            f"{where}: an image of size {json.dumps(size)} cannot be halved at the network's {len(widths)} levels; "
-            f"its sides must be multiples of {factor}"
-        )
+def _from_tree(
+    tree: Files, settings: ModelSettings, kind: str, name: str, where: str, place: Callable[[str], str]
+) -> ModelDescription:
+    """A model of a directory or a repository. ``place`` says of a file in it where it is, for messages."""
+    layout = find_layout(tree.files, settings.subfolder, where)
+    config = read_json(tree.fetch(layout.config), "the network's config")
+    scheduler = _scheduler(tree.fetch(layout.scheduler) if layout.scheduler else None)
+    index = read_json(tree.fetch(PIPELINE), "the pipeline's index") if PIPELINE in tree.files else {}
+    root, _, folder = layout.folder.rpartition("/")
+    found, notes = None, tuple[str, ...]()
+    if folder:
+        found = find_latents(tree, root, index if not root else {}, config, settings, where)
+    if found is None:
+        network, latents = checked_network(config, settings.image_size, place(layout.config)), None
+    else:
+        latents, notes = found
+        network = checked_latent_network(config, latents, settings.image_size, place(layout.config))
+        scheduler, more = pipeline_scheduler(scheduler, latents, where)
+        notes = (*notes, *more)
+    fetch, announce = stored_weights(tree, layout.folder, settings.variant, where)
+    return ModelDescription(
+        source=settings.source,
+        name=name,
+        kind=kind,
+        where=where,
+        network=network,
+        fetch_weights=fetch,
+        announce_weights=announce,
+        latents=latents,
+        notes=tuple(notes),
+        **scheduler,
+    )
 
 
 def _from_directory(directory: Path, settings: ModelSettings, kind: str) -> ModelDescription:
-    where = str(directory)
-    files = {
-        p.relative_to(directory).as_posix() for pattern in ("*", "*/*") for p in directory.glob(pattern) if p.is_file()
-    }
-    layout = find_layout(files, settings.subfolder, where)
-    weights = find_weights(
-        files, layout.folder, settings.variant, lambda f: read_json(directory / f, "the index of shards"), where
-    )
-    config = directory / layout.config
-    return ModelDescription(
-        source=settings.source,
-        name=settings.source if kind == "bundled" else directory.resolve().name,
-        kind=kind,
-        where=where,
-        network=checked_network(read_json(config, "the network's config"), settings, str(config)),
-        fetch_weights=lambda: tuple(directory / file for file in weights),
-        **_scheduler(directory / layout.scheduler if layout.scheduler else None),
-    )
-
-
-def _facts(path: Path) -> tuple[str, int]:
-    """The sha256 of a safetensors file and the number of its elements. Raises ModelError."""
-    from ddim_cli.models.weights import count_elements, safetensors_header
-
-    return file_sha256(path), count_elements(safetensors_header(path), path)
+    name = settings.source if kind == "bundled" else directory.resolve().name
+    found = _from_tree(LocalFiles(directory), settings, kind, name, str(directory), lambda file: str(directory / file))
+    # Whether its weights are there is known at once.
+    _ = found.weights
+    return found
 
 
 def _from_hub(settings: ModelSettings, cached_only: bool) -> ModelDescription:
-    known = config_candidates(settings.subfolder)
+    where, known = settings.source, config_candidates(settings.subfolder)
     repository = open_repository(settings.source, settings.revision, known, cached_only)
-    where = settings.source
-    layout = find_layout(repository.files, settings.subfolder, where)
-    network = read_json(repository.fetch(layout.config), "the network's config")
-    scheduler = _scheduler(repository.fetch(layout.scheduler) if layout.scheduler else None)
-
-    def read(file: str) -> dict[str, Any]:
-        return read_json(repository.fetch(file), "the index of shards")
-
-    @cache
-    def weights() -> list[str]:
-        return find_weights(repository.files, layout.folder, settings.variant, read, where)
-
-    def announce() -> tuple[str, int] | None:
-        found = [repository.announced(file) for file in weights()]
-        if not any(found):
-            return None
-        # A part of the shards may be in the cache.
-        facts = [f or _facts(repository.fetch(file)) for file, f in zip(weights(), found, strict=True)]
-        return joint_sha256([sha256 for sha256, _ in facts]), sum(elements for _, elements in facts)
-
-    return ModelDescription(
-        source=settings.source,
-        name=settings.source.rpartition("/")[2],
-        kind="hub",
-        where=where,
-        network=checked_network(network, settings, f"{where}: {layout.config}"),
-        fetch_weights=lambda: tuple(repository.fetch(file) for file in weights()),
-        announce_weights=announce,
-        revision=repository.commit,
-        **scheduler,
-    )
+    name = where.rpartition("/")[2]
+    found = _from_tree(repository, settings, "hub", name, where, lambda file: f"{where}: {file}")
+    return replace(found, revision=repository.commit)
 
 
 def _beside(path: Path, *names: str) -> Path | None:
@@ -301,7 +230,7 @@ def _from_weights_file(path: Path, settings: ModelSettings) -> ModelDescription:
         name=path.stem,
         kind="file",
         where=str(path),
-        network=checked_network(network, settings, origin),
+        network=checked_network(network, settings.image_size, origin),
         fetch_weights=lambda: (path,),
         **scheduler,
     )
@@ -341,7 +270,7 @@ def _from_checkpoint(path: Path, settings: ModelSettings) -> ModelDescription:
         name=path.stem,
         kind="checkpoint",
         where=str(path),
-        network=checked_network(network, settings, str(beside or path)),
+        network=checked_network(network, settings.image_size, str(beside or path)),
         fetch_weights=lambda: (path,),
         scheduler=scheduler,
         scheduler_name=beside.name if beside else None,

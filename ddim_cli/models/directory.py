@@ -48,26 +48,33 @@ def find_layout(files: Collection[str], subfolder: str | None, where: str) -> La
 
 
 def find_weights(
-    files: Collection[str], folder: str, variant: str | None, read_json: Callable[[str], Mapping[str, Any]], where: str
+    files: Collection[str],
+    folder: str,
+    variant: str | None,
+    read_json: Callable[[str], Mapping[str, Any]],
+    where: str,
+    *stems: str,
 ) -> list[str]:
     """The files that hold the weights: safetensors before .bin, a whole file before shards.
 
-    ``read_json`` reads an index of shards by its path in the directory.
+    ``read_json`` reads an index of shards by its path in the directory; ``stems`` are what safetensors and .bin files
+    are called, by default as diffusers calls both.
 
     Raises:
         ModelError: if there are none, naming what is there instead, or a shard of the index is missing.
     """
     middle = f".{variant}" if variant else ""
-    for ending in ("safetensors", "bin"):
-        whole = _join(folder, f"{WEIGHTS}{middle}.{ending}")
+    names = dict(zip(("safetensors", "bin"), stems or (WEIGHTS, WEIGHTS), strict=True))
+    for ending, stem in names.items():
+        whole = _join(folder, f"{stem}{middle}.{ending}")
         if whole in files:
             return [whole]
-        index = _join(folder, f"{WEIGHTS}.{ending}.index{middle}.json")
+        index = _join(folder, f"{stem}.{ending}.index{middle}.json")
         if index in files:
             return _shards(files, folder, index, read_json, where)
-    wanted = f"{WEIGHTS}{middle}.safetensors"
-    prefix = _join(folder, WEIGHTS)
-    others = sorted(f.rpartition("/")[2] for f in files if f.startswith(prefix))
+    wanted = f"{names['safetensors']}{middle}.safetensors"
+    prefixes = tuple(_join(folder, stem) for stem in names.values())
+    others = sorted(f.rpartition("/")[2] for f in files if f.startswith(prefixes))
     raise ModelError(f"{where}: no {_join(folder, wanted)}" + (f"; there is {', '.join(others)}" if others else ""))
 
 

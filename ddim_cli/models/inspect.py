@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 def activation_bytes(model: ModelDescription, itemsize: int) -> int:
     """Rough memory one image takes in a forward pass: the skip connections, and a dozen tensors of the widest level."""
-    height, width = model.size
+    _, height, width = model.state_shape
     widths, layers = model.network["block_out_channels"], model.network["layers_per_block"]
+    layers = max(layers) if isinstance(layers, (list, tuple)) else layers
     levels = [channels * (height >> i) * (width >> i) for i, channels in enumerate(widths)]
     return (sum(levels) * (layers + 1) + 12 * max(levels)) * itemsize
 

@@ -19,9 +19,11 @@ from ddim_cli.models.describe import ModelDescription, describe_model
 from ddim_cli.models.device import DTYPES, choose_device, choose_dtype
 from ddim_cli.models.stored import read_weights
 from ddim_cli.models.unet import UNet, is_of_embedding, pack_convolutions, supports
+from ddim_cli.models.weights import check_fit
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 # More than [runtime] has: whoever loads a network may want to do more with it than sample.
@@ -52,12 +54,24 @@ class SamplingNetwork(Protocol):
     """A network in two parts, so that what depends on timestep and class alone is computed apart.
 
     ``project(timesteps [N], classes int64 [N] or None) -> float32 [N, P]``;
-    ``body(x [B, C, H, W], projections [B or 1, P]) -> prediction [B, C, H, W]``.
+    ``body(x [B, C, H, W], projections [B or 1, P]) -> prediction [B, C, H, W]``. One that takes text has a third
+    part, `TextNetwork.attend`, and its body takes what that gives.
     """
 
     def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor: ...
 
-    def body(self, x: Tensor, projections: Tensor) -> Tensor: ...
+    @property
+    def body(self) -> Callable[..., Tensor]: ...
+
+
+@runtime_checkable
+class TextNetwork(SamplingNetwork, Protocol):
+    """A network that is conditioned on text.
+
+    ``attend(text [N, L, D], the text encoder's last hidden state) -> [N, L, K]``, computed once a prompt.
+    """
+
+    def attend(self, text: Tensor) -> Tensor: ...
 
 
 class WholeNetwork(nn.Module):
@@ -71,10 +85,21 @@ class WholeNetwork(nn.Module):
         columns = [timesteps] if classes is None else [timesteps, classes]
         return torch.stack(columns, dim=1).float()
 
-    def body(self, x: Tensor, projections: Tensor) -> Tensor:
+    def body(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
         rows = projections.long().expand(len(x), -1)
         classes = rows[:, 1] if rows.shape[1] > 1 else None
         return self.network(x, rows[:, 0], class_labels=classes, return_dict=False)[0]
+
+
+class WholeTextNetwork(WholeNetwork):
+    """Diffusers' UNet2DConditionModel as a `TextNetwork`: it takes the embedding as it is."""
+
+    def attend(self, text: Tensor) -> Tensor:
+        return text
+
+    def body(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
+        rows = projections.long().expand(len(x), -1)
+        return self.network(x, rows[:, 0], encoder_hidden_states=context[0].to(x.dtype), return_dict=False)[0]
 
 
 def network_config(description: ModelDescription) -> dict[str, Any]:
@@ -83,52 +108,43 @@ def network_config(description: ModelDescription) -> dict[str, Any]:
     return {**config, "out_channels": description.channels}
 
 
-def build_network(description: ModelDescription) -> UNet2DModel:
+def build_network(description: ModelDescription) -> UNet2DModel | UNet2DConditionModel:
     """Diffusers' network without memory for its weights.
 
     Raises:
         ModelError: for a config that builds none.
     """
-    from diffusers.models.unets.unet_2d import UNet2DModel
+    kind: Any
+    if description.takes_text:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        kind = UNet2DConditionModel
+    else:
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        kind = UNet2DModel
 
     config = network_config(description)
     try:
         with torch.device("meta"):
-            network = UNet2DModel.from_config(config)
+            network = kind.from_config(config)
         # Constants that are no part of the weights would have no values: the rare networks with such are built whole.
         constants = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
-        return UNet2DModel.from_config(config) if constants else network
+        return kind.from_config(config) if constants else network
     except Exception as error:
-        # A config can be wrong in as many ways as UNet2DModel has arguments; it says which in its own words.
-        raise ModelError(f"{description.where}: its config builds no UNet2DModel: {first_line(error)}") from None
+        # A config can be wrong in as many ways as its class has arguments; it says which in its own words.
+        raise ModelError(
+            f"{description.where}: its config builds no {description.network_class}: {first_line(error)}"
+        ) from None
 
 
 def _check_keys(description: ModelDescription, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """ModelError with the first three keys that are missing, extra or of the wrong shape, and how many there are."""
-
-    def some(keys: list[str]) -> str:
-        return f"{', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)} in all)"
-
-    missing = sorted(expected.keys() - weights.keys())
-    extra = sorted(weights.keys() - expected.keys())
-    if len(missing) == len(expected):
+    """Raise ModelError where the weights do not fit; of those of another kind of model, it says of which."""
+    if not expected.keys() & weights.keys():
         from ddim_cli.models import original
 
-        original.refuse_foreign(description.weights[0], extra)
-    common = sorted(expected.keys() & weights.keys())
-    shapes = [
-        f"{k} {list(weights[k].shape)} instead of {list(expected[k].shape)}"
-        for k in common
-        if expected[k].shape != weights[k].shape
-    ]
-    broken = [k for k in common if not bool(weights[k].isfinite().all())]
-    problems = [
-        f"{what} {some(keys)}"
-        for what, keys in (("lacks", missing), ("has unknown", extra), ("has shapes", shapes), ("has NaN in", broken))
-        if keys
-    ]
-    if problems:
-        raise ModelError(f"{description.weights[0]}: the weights do not fit the config: {'; '.join(problems)}")
+        original.refuse_foreign(description.weights[0], sorted(weights.keys() - expected.keys()))
+    check_fit(expected, weights, description.weights[0])
 
 
 def load_described(
@@ -178,6 +194,8 @@ def load_sampling_network(
     Raises:
         ModelError: as `load_described`.
     """
+    if description.takes_text:
+        return WholeTextNetwork(load_described(description, device, dtype).network)
     if not supports(network_config(description)):
         return WholeNetwork(load_described(description, device, dtype).network)
     network = _with_weights(build_unet(description), description, device, _mixed(dtype))
@@ -197,6 +215,8 @@ def load_projection(description: ModelDescription, device: torch.device | str = 
 
 def as_sampling_network(model: LoadedModel) -> SamplingNetwork:
     """A model that was loaded with `load_described`, ready to be sampled from; it shares the weights."""
+    if model.description.takes_text:
+        return WholeTextNetwork(model.network)
     if not supports(network_config(model.description)):
         return WholeNetwork(model.network)
     network = build_unet(model.description)

@@ -19,7 +19,8 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 _OLD_NAME = re.compile(r"(.*attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 
 
-def _modern(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+def modern(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """A tensor under the name that diffusers of today has for it, and in its shape."""
     match = _OLD_NAME.fullmatch(name)
     if match is None:
         return name, tensor
@@ -57,4 +58,4 @@ def _stored_weights(description: ModelDescription) -> Iterator[tuple[str, Tensor
         return
     for path in description.weights:
         for name, tensor in read_tensors(path):
-            yield _modern(name, tensor)
+            yield modern(name, tensor)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim_cli.errors import ModelError, first_line
 
@@ -144,3 +144,32 @@ def count_elements(header: Mapping[str, Any], path: Path) -> int:
         return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path}: not a whole safetensors file: {error!r} in its header") from None
+
+
+def load_into(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Give ``network`` its weights, of the file ``path``. Raises ModelError if they do not fit."""
+    check_fit(network.state_dict(), weights, path)
+    network.load_state_dict(dict(weights), assign=True, strict=False)
+
+
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], path: Path) -> None:
+    """ModelError with the first three keys that are missing, extra or of the wrong shape, and how many there are."""
+
+    def some(keys: list[str]) -> str:
+        return f"{', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''} ({len(keys)} in all)"
+
+    common = sorted(expected.keys() & weights.keys())
+    shapes = [
+        f"{k} {list(weights[k].shape)} instead of {list(expected[k].shape)}"
+        for k in common
+        if expected[k].shape != weights[k].shape
+    ]
+    broken = [k for k in common if not bool(weights[k].isfinite().all())]
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    problems = [
+        f"{what} {some(keys)}"
+        for what, keys in (("lacks", missing), ("has unknown", extra), ("has shapes", shapes), ("has NaN in", broken))
+        if keys
+    ]
+    if problems:
+        raise ModelError(f"{path}: the weights do not fit the config: {'; '.join(problems)}")

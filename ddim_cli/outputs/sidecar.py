@@ -25,15 +25,17 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # The settings that cannot change a picture, or that another entry of the record stands for. All others are part of a
 # picture's identity, and so is every new one until it is named here.
 CANNOT_CHANGE_A_PICTURE = {
-    # Which pictures there are, and how many at a time. The grid that ran is recorded, not the steps asked for. A class
-    # is an item's own, as its seed is.
-    "sampling": frozenset({"num_images", "seed", "seeds", "batch_size", "steps", "class"}),
+    # Which pictures there are, and how many at a time. The grid that ran is recorded, not the steps asked for. A
+    # prompt's tokens follow from it.
+    "sampling": frozenset({"num_images", "seed", "seeds", "batch_size", "steps", "tokens"}),
     "scheduler": frozenset[str](),
     # The hashes of weights and config stand for where they came from; the null class is recorded with guidance.
     "model": frozenset({"source", "revision", "variant", "subfolder", "ema", "image_size", "null_class"}),
     # Up to rounding; the dtype that ran and TF32 are recorded.
-    "runtime": frozenset({"device", "dtype", "tf32", "compile"}),
+    "runtime": frozenset({"device", "dtype", "tf32", "compile", "offload"}),
 }
+# What an item says of itself, and what its plan says of all items in its place: then the item's follows from its seed.
+_OF_AN_ITEM = {"class": "classes", "prompt": "prompts"}
 # What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
 # default: so folders of before stay what they were.
 _FROM_THE_START = {
@@ -54,6 +56,9 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section in ("sampling", "scheduler"):
         flat |= _deciding(section, _table(record, section))
+    for own, of_all in _OF_AN_ITEM.items():
+        if f"sampling.{of_all}" in flat:
+            flat.pop(f"sampling.{own}", None)
     for section, facts in _FACTS.items():
         flat |= {f"{section}.{fact}": _table(record, section).get(fact) for fact in facts}
         flat |= _deciding(section, _table(_table(record, "config"), section))

@@ -17,6 +17,7 @@ from ddim_cli.config.schema import RuntimeSettings
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.load import LoadedModel, SamplingNetwork, as_sampling_network
+from ddim_cli.models.text import check_installed
 from ddim_cli.outputs.picture import to_image
 from ddim_cli.outputs.sidecar import describe_picture
 from ddim_cli.sampling.items import SeedItems
@@ -122,7 +123,7 @@ def sample(
         run = resolve(layers_of(config, model))
     elif isinstance(model, LoadedModel):
         loaded = model
-        run = settle(merge([model.description.scheduler_layer(), *layers_of(config)]), model.description)
+        run = settle(merge([model.description.settings_layer(), *layers_of(config)]), model.description)
     elif callable(model):
         outside = model
         run = settle(merge(layers_of(config)))
@@ -141,12 +142,15 @@ def sample(
             "and model.image_size chooses another size"
         )
     device, dtype = _place(run.config.runtime, loaded.network if loaded is not None else outside)
-    shape = run.model.shape if outside is None else _shape(outside, shape)
+    shape = None if outside is None else _shape(outside, shape)
+    if outside is None and run.model.takes_text:
+        check_installed()
     items, allowed = SeedItems.of(run.config), run.config.runtime.tf32
     batch_size = choose_batch_size(run.config.sampling.batch_size, len(items), run.described, device, dtype)
     batch_size = halve_to_fit(batch_size, run.described, device, dtype, rows_an_image(run))
     network: SamplingNetwork | Network
     compiled = False
+    warned: list[str] = []
     with tf32(allowed):
         if loaded is not None:
             network = as_sampling_network(loaded)
@@ -156,27 +160,28 @@ def sample(
             calls = -(-len(items) // batch_size) * len(run.timesteps)
             use = Use(network_target(run, device, dtype, batch_size), run.config.runtime.compile, calls)
             network, compiled = Networks().load(use, Reporter())
-        sampler = make_sampler(run, network, device, dtype, shape)
-    slower: list[str] = []
-    denoiser = Denoiser(sampler, on_slower=lambda what, why: slower.append(f"{what}: {why}"))
+        sampler = make_sampler(run, network, device, dtype, shape, warn=warned.append)
+    denoiser = Denoiser(sampler, on_slower=lambda what, why: warned.append(f"{what}: {why}"))
     record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled), outside)
-    return _samples(run_batches(denoiser, items, batch_size), record, allowed, slower)
+    return _samples(run_batches(denoiser, items, batch_size), record, allowed, warned)
 
 
 def _samples(
-    batches: Iterator[list[Picture]], record: Mapping[str, Any], allowed: bool, slower: list[str]
+    batches: Iterator[list[Picture]], record: Mapping[str, Any], allowed: bool, warned: list[str]
 ) -> Iterator[Sample]:
     while True:
         # Around a batch and not around all: between two pictures the caller's program runs.
         with tf32(allowed):
             pictures = next(batches, None)
-        while slower:
-            warnings.warn(slower.pop(), stacklevel=2)
+        while warned:
+            warnings.warn(warned.pop(), stacklevel=2)
         if pictures is None:
             return
-        for item, pixels, x0, _, _, batch_size, _ in pictures:
+        for picture in pictures:
+            item, pixels, x0 = picture.item, picture.pixels, picture.x0
             assert item.seed is not None
             assert x0 is not None
+            said = item_record(record, item, picture.known)
             # A clone outside inference mode is an ordinary tensor.
-            metadata = copy.deepcopy(describe_picture(item_record(record, item), item.seed, pixels, batch_size))
+            metadata = copy.deepcopy(describe_picture(said, item.seed, pixels, picture.batch_size))
             yield Sample(item.seed, to_image(pixels), x0.clone(), metadata)

@@ -56,7 +56,7 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (self.rows, self.model.channels, *self.model.size)
+        return (self.rows, *self.model.state_shape)
 
     def facts(self) -> dict[str, Any]:
         """All that the code depends on."""
@@ -112,13 +112,14 @@ class CompiledNetwork:
     def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
         return self._projection.project(timesteps, classes)
 
-    def body(self, x: Tensor, projections: Tensor) -> Tensor:
+    def body(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
         if tuple(x.shape) == self._target.shape:
-            return self._runner.run([x.contiguous(memory_format=torch.channels_last), projections.contiguous()])[0]
+            inputs = [x.contiguous(memory_format=torch.channels_last), projections.contiguous(), *context]
+            return self._runner.run(inputs)[0]
         # A batch that was halved for want of memory: the code is for the whole one.
         if self._whole is None:
             self._whole = load_sampling_network(self._target.model, self._target.device, self._target.dtype)
-        return self._whole.body(x, projections)
+        return self._whole.body(x, projections, *context)
 
 
 def find(target: Target) -> CompiledNetwork | None:

@@ -125,7 +125,15 @@ def execute(
 
 def _make(job: Job, product: Product, todo: Sequence[Item], network: SamplingNetwork, reporter: Reporter) -> int:
     """Make the pictures of ``todo``; how many there are now. On Ctrl-C, what was denoised is still written."""
-    sampler = make_sampler(job.run, network, job.device, job.dtype, job.shape, product.keeps_x0, product.inverts)
+    sampler = make_sampler(
+        job.run,
+        network,
+        job.device,
+        job.dtype,
+        keeps_x0=product.keeps_x0,
+        inverts=product.inverts,
+        warn=reporter.warn,
+    )
     denoiser = Denoiser(sampler, product.watch, reporter.slower)
     made = 0
     with BackgroundWriter(job.folder.path) as writer:

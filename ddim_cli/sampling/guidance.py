@@ -9,6 +9,8 @@ from torch import Tensor
 
 # (x [B, C, H, W], timesteps int64 [B], classes int64 [B]) -> the network's output [B, C, H, W]
 ConditionalNetwork = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (x [B, C, H, W], the step int64 [1], what a text is to it [B, L, K]) -> the network's output [B, C, H, W]
+StepNetwork = Callable[..., Tensor]
 
 
 def rescale(guided: Tensor, conditional: Tensor, guidance_rescale: float) -> Tensor:
@@ -19,6 +21,25 @@ def rescale(guided: Tensor, conditional: Tensor, guidance_rescale: float) -> Ten
     dims = tuple(range(1, guided.ndim))
     factor = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
     return guided * (guidance_rescale * factor + (1 - guidance_rescale))
+
+
+def guide(both: Tensor, scale: float, guidance_rescale: float) -> Tensor:
+    """Of predictions [2 B, ...], those without a condition first, o_null + scale (o - o_null), then rescaled."""
+    unconditional, conditional = both.chunk(2)
+    prediction = unconditional + scale * (conditional - unconditional)
+    return rescale(prediction, conditional, guidance_rescale) if guidance_rescale > 0 else prediction
+
+
+def with_text_guidance(network: StepNetwork, scale: float, guidance_rescale: float = 0.0) -> StepNetwork:
+    """A network by step, its texts [2 B, L, K] the negative prompts before the prompts, guided from these to those.
+
+    The prediction is in float32, whatever the network's dtype.
+    """
+
+    def guided(x: Tensor, i: Tensor, texts: Tensor) -> Tensor:
+        return guide(network(torch.cat([x, x]), i, texts).float(), scale, guidance_rescale)
+
+    return guided
 
 
 def with_guidance(
@@ -32,8 +53,6 @@ def with_guidance(
     def guided(x: Tensor, timesteps: Tensor, classes: Tensor) -> Tensor:
         null = torch.full_like(classes, null_class)
         both = network(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, classes])).float()
-        unconditional, conditional = both.chunk(2)
-        prediction = unconditional + scale * (conditional - unconditional)
-        return rescale(prediction, conditional, guidance_rescale) if guidance_rescale > 0 else prediction
+        return guide(both, scale, guidance_rescale)
 
     return guided

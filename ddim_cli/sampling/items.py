@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ddim_cli.config.seeds import parse_classes
 from ddim_cli.errors import UsageError
+from ddim_cli.models.conditions import NOTHING, Conditioning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,8 +123,8 @@ class Item:
     """One picture to be made.
 
     ``name`` is its file's stem; ``label`` what messages call it; ``seed`` what its sidecar names, None for a picture
-    that no single seed makes; ``noise_seed`` the stream that its steps draw from, None for none; ``class_number`` its
-    class, None of an unconditional network; ``about`` what the sidecar's section ``sampling`` says besides.
+    that no single seed makes; ``noise_seed`` the stream that its steps draw from, None for none; ``conditioning`` its
+    class or prompt; ``about`` what the sidecar's section ``sampling`` says besides.
     """
 
     name: str
@@ -131,50 +132,98 @@ class Item:
     start: Start
     seed: int | None = None
     noise_seed: int | None = None
-    class_number: int | None = None
+    conditioning: Conditioning = NOTHING
     about: Mapping[str, Any] = field(default_factory=dict)
 
-
-def class_of_seed(classes: Sequence[int], seed: int) -> int | None:
-    """The class of a seed's picture: classes[seed mod their number]; None where there are none."""
-    return classes[seed % len(classes)] if classes else None
-
-
-def classes_of(config: Config) -> tuple[int, ...]:
-    """The classes that a plan draws from; empty for an unconditional network."""
-    return parse_classes(config.sampling.classes) if config.sampling.classes is not None else ()
+    @property
+    def class_number(self) -> int | None:
+        return self.conditioning.class_number
 
 
-def seed_item(seed: int, classes: Sequence[int] = ()) -> Item:
-    return Item(f"{seed:06d}", f"seed {seed}", Noise(seed), seed, seed, class_of_seed(classes, seed))
+@dataclass(frozen=True)
+class Choices:
+    """What the pictures of a plan are conditioned on: that of a seed is at seed mod their number.
+
+    ``classes`` is empty for a network without classes, ``prompts`` for one without text.
+    """
+
+    classes: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
+    negative_prompt: str | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Choices:
+        settings = config.sampling
+        classes = parse_classes(settings.classes) if settings.classes is not None else ()
+        return cls(tuple(classes), settings.prompts, settings.negative_prompt)
+
+    def of_seed(self, seed: int) -> Conditioning:
+        return Conditioning(
+            self.classes[seed % len(self.classes)] if self.classes else None,
+            self.prompts[seed % len(self.prompts)] if self.prompts else None,
+            self.negative_prompt,
+        )
+
+    def of_all(self, seeds: Sequence[int] | None = None) -> Conditioning:
+        """What all pictures of a plan share: that of these ``seeds``, else the only one there is.
+
+        Raises:
+            UsageError: where there are several.
+        """
+        by_condition: dict[Conditioning, int] = {}
+        for seed in range(max(len(self.classes), 1) * max(len(self.prompts), 1)) if seeds is None else seeds:
+            by_condition.setdefault(self.of_seed(seed), seed)
+        if len(by_condition) == 1:
+            return next(iter(by_condition))
+        one, other = list(by_condition.items())[:2]
+        what = "classes" if one[0].class_number != other[0].class_number else "prompt"
+        a, b = (each[0].class_number if what == "classes" else repr(each[0].prompt) for each in (one, other))
+        named = "class" if what == "classes" else "prompt"
+        if seeds is None:
+            raise UsageError(
+                f"--{what} names {a} and {b}: pictures that start from no seed take one {named} for all; name one"
+            )
+        raise UsageError(
+            f"--{what}: the seeds {one[1]} and {other[1]} have {a} and {b}, and there is none between them; name one "
+            f"{named}"
+        )
 
 
-def frame_item(name: str, start: Slerp, class_number: int | None) -> Item:
+def seed_item(seed: int, conditioning: Conditioning = NOTHING) -> Item:
+    return Item(f"{seed:06d}", f"seed {seed}", Noise(seed), seed, seed, conditioning)
+
+
+def frame_item(name: str, start: Slerp, conditioning: Conditioning) -> Item:
     """The item of an interpolation's frame, whose sidecar says in ``sampling.between`` what it lies between."""
     weight = start.weights[0] if len(start.weights) == 1 else list(start.weights)
     about = {"between": {"seeds": list(start.seeds), "weight": weight}}
-    return Item(name, name.replace("_", " "), start, class_number=class_number, about=about)
+    return Item(name, name.replace("_", " "), start, conditioning=conditioning, about=about)
 
 
-def latent_item(start: Latent, class_number: int | None) -> Item:
+def latent_item(start: Latent, conditioning: Conditioning) -> Item:
     """The item of a latent from a file, whose sidecar says in ``sampling.latent`` which it is.
 
     Raises:
         UsageError: for a latent that cannot be read, or has values that are not finite.
     """
+    about = {"latent": latent_facts(start)}
+    return Item(f"{start.name}.latent", start.name, start, conditioning=conditioning, about=about)
+
+
+def latent_facts(start: Latent) -> dict[str, Any]:
+    """What a sidecar says of a latent: its file, row and hash. Raises UsageError as `latent_item`."""
     from ddim_cli.outputs.latents import latent_sha256, read_latent
 
     index = {} if start.index is None else {"index": start.index}
     sha256 = latent_sha256(read_latent(start.file, start.index))
-    about = {"latent": {"file": start.file.path.name, **index, "sha256": sha256}}
-    return Item(f"{start.name}.latent", start.name, start, class_number=class_number, about=about)
+    return {"file": start.file.path.name, **index, "sha256": sha256}
 
 
 def reconstruction_item(
-    name: str, label: str, start: Start, facts: Mapping[str, Any], class_number: int | None
+    name: str, label: str, start: Start, facts: Mapping[str, Any], conditioning: Conditioning
 ) -> Item:
     """The item of a picture that is inverted, whose sidecar says in ``sampling.inverted`` what it was (``facts``)."""
-    return Item(f"{name}.recon", label, start, class_number=class_number, about={"inverted": dict(facts)})
+    return Item(f"{name}.recon", label, start, conditioning=conditioning, about={"inverted": dict(facts)})
 
 
 @dataclass(frozen=True)
@@ -182,12 +231,12 @@ class SeedItems(Sequence["Item"]):
     """The items of seeds, made as they are asked for: a plan of millions takes no memory for them."""
 
     seeds: Sequence[int]
-    classes: tuple[int, ...] = ()
+    choices: Choices = Choices()
 
     @classmethod
     def of(cls, config: Config) -> SeedItems:
         """The plan of a config's seeds."""
-        return cls(config.seeds(), classes_of(config))
+        return cls(config.seeds(), Choices.of(config))
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -200,38 +249,11 @@ class SeedItems(Sequence["Item"]):
 
     def __getitem__(self, index: int | slice) -> Item | SeedItems:
         if isinstance(index, slice):
-            return SeedItems(self.seeds[index], self.classes)
-        return seed_item(self.seeds[index], self.classes)
+            return SeedItems(self.seeds[index], self.choices)
+        seed = self.seeds[index]
+        return seed_item(seed, self.choices.of_seed(seed))
 
 
 def seeds_of(items: Sequence[Item]) -> Sequence[int]:
     """The seeds of items that have one."""
     return items.seeds if isinstance(items, SeedItems) else [item.seed for item in items if item.seed is not None]
-
-
-def one_class(config: Config, of_seeds: Sequence[int] | None = None) -> int | None:
-    """The class that all pictures of a plan share, None of an unconditional network.
-
-    With ``of_seeds`` it is the class of these seeds, else the only one named.
-
-    Raises:
-        UsageError: where there are several.
-    """
-    classes = classes_of(config)
-    if of_seeds is None:
-        if len(set(classes)) > 1:
-            raise UsageError(
-                f"--classes {config.sampling.classes}: pictures that start from no seed take one class for all; "
-                "name one"
-            )
-        return classes[0] if classes else None
-    by_class: dict[int | None, int] = {}
-    for seed in of_seeds:
-        by_class.setdefault(class_of_seed(classes, seed), seed)
-    if len(by_class) > 1:
-        (a, first), (b, second) = list(by_class.items())[:2]
-        raise UsageError(
-            f"--classes {config.sampling.classes}: the seeds {first} and {second} have the classes {a} and {b}, "
-            "and there is none between them; name one class"
-        )
-    return next(iter(by_class))

@@ -13,6 +13,7 @@ import torch
 from ddim_cli.diffusion.solvers import SAMPLING
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
+from ddim_cli.models.text import check_installed
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.sidecar import identity, identity_hash
 from ddim_cli.sampling.compiled import Target, is_kept
@@ -52,11 +53,6 @@ class Job:
         return identity(self.record)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a state."""
-        return self.run.model.shape
-
-    @property
     def target(self) -> Target:
         """What its network would be compiled for."""
         return network_target(self.run, self.device, self.dtype, self.batch_size)
@@ -87,7 +83,7 @@ def network_target(run: Run, device: torch.device, dtype: torch.dtype, batch_siz
 
 
 def rows_an_image(run: Run) -> int:
-    """How many rows the network sees for an image: with guidance, also one without a class."""
+    """How many rows the network sees for an image: with guidance, also one without a class or prompt."""
     return 1 if run.config.sampling.guidance_scale == 1 else 2
 
 
@@ -110,6 +106,8 @@ def make_job(
         ConfigError: for coefficients that cannot be computed.
     """
     config = run.config
+    if run.model.takes_text:
+        check_installed()
     plan = SeedItems.of(config) if plan is None else plan
     device = choose_device(config.runtime.device)
     dtype = choose_dtype(config.runtime.dtype, device)

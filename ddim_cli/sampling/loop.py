@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ddim_cli.diffusion.solvers import DDIM, SAMPLING
 from ddim_cli.diffusion.step import X0Treatment
 from ddim_cli.errors import RunError, UsageError, first_line
 from ddim_cli.models.conditions import Condition
-from ddim_cli.models.decoders import Decoder, identity
+from ddim_cli.models.decoders import Decoder
 from ddim_cli.sampling.items import Inversion, Item
 from ddim_cli.sampling.network import StepNetwork
 from ddim_cli.sampling.noise import BatchNoise
@@ -46,8 +46,8 @@ class Observer:
         """What `Picture.seen` of the item in this row is to be."""
 
 
-# The items of a batch -> who watches it
-Watch = Callable[[Sequence[Item]], Observer]
+# The items of a batch, and what makes pictures of its states -> who watches it
+Watch = Callable[[Sequence[Item], Decoder], Observer]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Pass:
 class Sampler:
     """All that a batch needs besides its items.
 
-    ``shape`` is (C, H, W) of a state; ``dtype`` the network's; ``up`` the pass of items that start from a picture to
-    invert, where there are any; ``keeps_x0`` whether pictures carry the final state, and the latent of an inversion.
+    ``shape`` is (C, H, W) of a state, ``picture_shape`` of a picture, by default the same; ``dtype`` the network's;
+    ``up`` the pass of items that start from a picture to invert, where there are any; ``keeps_x0`` whether pictures
+    carry the result before it was rounded, and the latent of an inversion.
     """
 
     down: Pass
@@ -78,8 +79,9 @@ class Sampler:
     dtype: torch.dtype
     up: Pass | None = None
     condition: Condition = field(default_factory=Condition)
-    decode: Decoder = identity
+    decoder: Decoder = field(default_factory=Decoder)
     keeps_x0: bool = True
+    picture_shape: tuple[int, int, int] | None = None
 
     @property
     def runs_ahead(self) -> bool:
@@ -88,15 +90,20 @@ class Sampler:
 
     def conditions(self, items: Sequence[Item], rows: int) -> tuple[Tensor, ...]:
         """What the network takes after x and the step, for ``rows`` rows; the last item pads them."""
-        numbers = [item.class_number for item in items]
-        return self.condition.of([*numbers, *numbers[-1:] * (rows - len(items))], self.device)
+        wanted = [item.conditioning for item in items]
+        return self.condition.of([*wanted, *wanted[-1:] * (rows - len(items))], self.device)
+
+    def noise(self, items: Sequence[Item], rows: int) -> BatchNoise:
+        """What the items start from, and the noise of their steps."""
+        return BatchNoise(items, rows, self.shape, self.device, self.decoder.encode, self.picture_shape)
 
 
 class Picture(NamedTuple):
     """One sampled image, with its share of its batch's seconds.
 
-    ``pixels`` uint8 [H, W, C]; ``x0`` float32 [C, H, W] and ``latent``, the state an inversion came to, where the
-    sampler keeps them; ``batch_size`` the rows that the network saw; ``seen`` what an observer says of it.
+    ``pixels`` uint8 [H, W, C]; ``x0``, the same before it was rounded, float32 [C, H, W] in about [-1, 1], and
+    ``latent``, the state an inversion came to, where the sampler keeps them; ``batch_size`` the rows that the network
+    saw; ``seen`` what an observer says of it; ``known`` what the encoder of its condition says of that.
     """
 
     item: Item
@@ -106,6 +113,7 @@ class Picture(NamedTuple):
     seconds: float
     batch_size: int
     seen: Any = None
+    known: Mapping[str, Any] = {}
 
 
 def captured(
@@ -269,6 +277,7 @@ class Launched:
     x0: Tensor | None
     latent: Tensor | None
     observer: Observer | None
+    known: Sequence[Mapping[str, Any]]
     copied: torch.cuda.Event | None
 
     @torch.inference_mode()
@@ -290,6 +299,7 @@ class Launched:
                 seconds,
                 self.rows,
                 None if self.observer is None else self.observer.seen(i),
+                self.known[i],
             )
             for i, item in enumerate(self.items)
         ]
@@ -344,16 +354,18 @@ class Denoiser:
     def launch(self, items: Sequence[Item], rows: int, on_step: OnStep = lambda done: None) -> Launched:
         """Sample ``items`` as one batch of ``rows`` rows. Raises UsageError for an item whose start cannot be read."""
         started, sampler = time.perf_counter(), self.sampler
-        observer = self._watch(items) if self._watch is not None else None
+        observer = self._watch(items, sampler.decoder) if self._watch is not None else None
         x, latent = self._run(items, rows, on_step, observer)
         x = x[: len(items)]
-        finite, pixels = to_host(x.isfinite().flatten(1).all(1)), to_host(to_uint8(sampler.decode(x)))
-        x0 = to_host(x) if sampler.keeps_x0 else None
+        finite, decoded = to_host(x.isfinite().flatten(1).all(1)), sampler.decoder.decode(x)
+        pixels, x0 = to_host(to_uint8(decoded)), to_host(decoded) if sampler.keeps_x0 else None
+        sampler.decoder.release()
+        known = [sampler.condition.facts(item.conditioning) for item in items]
         copied = None
         if x.device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(x.device))
-        return Launched(self, items, rows, started, finite, pixels, x0, latent, observer, copied)
+        return Launched(self, items, rows, started, finite, pixels, x0, latent, observer, known, copied)
 
     def _run(
         self,
@@ -367,8 +379,7 @@ class Denoiser:
         sampler, done = self.sampler, 0
         if sampler.runs_ahead:
             on_step = Pace(sampler.device, on_step)
-        noise = BatchNoise(items, rows, sampler.shape, sampler.device)
-        condition = sampler.conditions(items, rows)
+        condition, noise = sampler.conditions(items, rows), sampler.noise(items, rows)
         x, latent = noise.initial(), None
         if sampler.up is not None and isinstance(items[0].start, Inversion):
             x = denoise(self._stepper(sampler.up, rows, condition), x, condition, noise, on_step, up_observer)

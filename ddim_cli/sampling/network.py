@@ -41,11 +41,14 @@ def at_steps(network: Network, timesteps: Tensor) -> StepNetwork:
 
 @torch.no_grad()
 def with_projections(network: SamplingNetwork, timesteps: Tensor) -> StepNetwork:
-    """An unconditional network as one by step: what depends on the timestep alone is computed here, for all of them."""
+    """A network as one by step: what depends on the timestep alone is computed here, for all of them.
+
+    Of a network without classes; one that takes text is given it with every call.
+    """
     projections = network.project(timesteps)
 
-    def step(x: Tensor, i: Tensor) -> Tensor:
-        return network.body(x, projections.index_select(0, i))
+    def step(x: Tensor, i: Tensor, *context: Tensor) -> Tensor:
+        return network.body(x, projections.index_select(0, i), *context)
 
     return step
 

@@ -6,19 +6,32 @@ depends on its seed alone, on every device and in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ddim_cli.sampling.items import Item, Noise
+from ddim_cli.sampling.items import Inversion, Item, Noise, Shape
 
 
 class BatchNoise:
-    """The initial states and the noise of a batch of ``rows`` rows; the last item pads it."""
+    """The initial states and the noise of a batch of ``rows`` rows; the last item pads it.
 
-    def __init__(self, items: Sequence[Item], rows: int, shape: tuple[int, int, int], device: torch.device):
+    ``shape`` is (C, H, W) of a state. ``encode`` makes a state of a picture that is to be inverted, [1, C', H', W'] ->
+    [1, C, H, W], of ``picture_shape``.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        rows: int,
+        shape: Shape,
+        device: torch.device,
+        encode: Callable[[Tensor], Tensor] = lambda picture: picture,
+        picture_shape: Shape | None = None,
+    ):
         self._items, self._rows, self._shape, self._device = items, rows, shape, device
+        self._encode, self._picture_shape = encode, picture_shape or shape
         self._generators = [
             None if item.noise_seed is None else torch.Generator("cpu").manual_seed(item.noise_seed) for item in items
         ]
@@ -28,7 +41,9 @@ class BatchNoise:
         states = self._normal()
         for row, item in zip(states, self._items, strict=False):
             # A stream's first draw is its initial noise, also where an item starts from something else.
-            if not (isinstance(item.start, Noise) and item.start.seed == item.noise_seed):
+            if isinstance(item.start, Inversion):
+                row.copy_(self._encode(item.start.state(self._picture_shape)[None])[0])
+            elif not (isinstance(item.start, Noise) and item.start.seed == item.noise_seed):
                 row.copy_(item.start.state(self._shape))
         return self._padded(states)
 

@@ -14,10 +14,13 @@ from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.inspect import activation_bytes
 from ddim_cli.sampling.host import free_memory
 from ddim_cli.sampling.plan import even_batch_size
+from ddim_cli.sampling.resolve import Run
 
 # A CPU gains little from larger batches, and a killed run loses the one that is being made: as many pixels as this,
 # and images as this. The GPU's bound is not measured yet.
 PIXELS_ON_CPU, MOST_ON_CPU, MOST_ON_GPU = 64 * 32 * 32, 64, 512
+# Of a latent model, whose pixels cost more, so many fewer as its network is larger than this.
+PARAMETERS_ON_CPU = 50_000_000
 SHARE_OF_MEMORY = 0.5
 
 
@@ -79,8 +82,9 @@ def choose_batch_size(
         return max(1, min(int(asked), count))
     most = MOST_ON_CPU if device.type == "cpu" or model is None else MOST_ON_GPU
     if model is not None and device.type == "cpu":
-        height, width = model.size
-        most = max(1, min(most, PIXELS_ON_CPU // (height * width)))
+        _, height, width = model.state_shape
+        pixels = int(PIXELS_ON_CPU * min(1.0, PARAMETERS_ON_CPU / model.parameters)) if model.latents else PIXELS_ON_CPU
+        most = max(1, min(most, pixels // (height * width)))
     if model is not None:
         by_memory = int(total_memory(device) * SHARE_OF_MEMORY / activation_bytes(model, dtype.itemsize))
         most = max(1, min(most, by_memory))
@@ -103,6 +107,19 @@ def halve_to_fit(
     while batch_size > 1 and batch_size * rows * activation_bytes(model, dtype.itemsize) > share:
         batch_size //= 2
     return batch_size
+
+
+def offloads(run: Run, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether text encoder and autoencoder are to leave the memory while the network runs.
+
+    With ``runtime.offload = "auto"`` where all parts together would take more than half of the memory that there is.
+    """
+    setting, model = run.config.runtime.offload, run.model
+    if setting != "auto" or model.latents is None:
+        return setting is True
+    there = free_memory() if device.type == "cpu" else total_memory(device)
+    wanted = model.parameters * dtype.itemsize + model.latents.parameters * torch.float32.itemsize
+    return there is not None and wanted > SHARE_OF_MEMORY * there
 
 
 def runtime_record(

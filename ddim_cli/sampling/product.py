@@ -16,7 +16,7 @@ from ddim_cli.config.seeds import Seeds, format_seeds
 from ddim_cli.outputs.named import NamedFile, name_file
 from ddim_cli.outputs.npz import PICTURES, write_npz
 from ddim_cli.outputs.sidecar import describe_picture, identity
-from ddim_cli.sampling.items import Item, SeedItems, classes_of, seeds_of
+from ddim_cli.sampling.items import Choices, Item, SeedItems, seeds_of
 from ddim_cli.sampling.job import Job
 from ddim_cli.sampling.loop import Picture, Watch
 from ddim_cli.sampling.record import item_record
@@ -75,7 +75,7 @@ class Product:
     def save_pair(self, job: Job, picture: Picture, **sections: Any) -> None:
         """Write PNG and sidecar; ``sections`` of the sidecar come behind those of the run. Raises OSError."""
         item = picture.item
-        record = {**item_record(job.record, item), **sections}
+        record = {**item_record(job.record, item, picture.known), **sections}
         described = describe_picture(record, item.seed, picture.pixels, picture.batch_size)
         job.folder.write(item.name, described, picture.pixels, picture.seconds, item_identity(job, item))
 
@@ -148,7 +148,7 @@ class SeedPictures(Product):
 
     def missing(self, job: Job, items: Sequence[Item]) -> Sequence[Item]:
         if isinstance(items, SeedItems):
-            return SeedItems(job.folder.missing(items.seeds, job.identity), items.classes)
+            return SeedItems(job.folder.missing(items.seeds, job.identity), items.choices)
         return super().missing(job, items)
 
     def plan(self, job: Job) -> dict[str, Any]:
@@ -161,7 +161,8 @@ class SeedPictures(Product):
     def close(self, job: Job, made: int, seconds: float, reporter: Reporter) -> Ending:
         """What is left is of the folder's plan, which other runs may have extended."""
         folder, planned, grid = job.folder, job.folder.planned(), job.run.config.output.grid
-        rest = planned.without(set(seeds_of(job.items)) if len(planned) > len(job.items) else set(planned))
+        # A plan no longer than this run's own is all of it.
+        rest = planned.without(set(seeds_of(job.items))) if len(planned) > len(job.items) else Seeds(())
         left = folder.missing(rest, job.identity)
         if not left:
             folder.finish(made, seconds, grid, planned)
@@ -170,5 +171,5 @@ class SeedPictures(Product):
         if self.npz is None or any(seed in plan for seed in left):
             return Ending(len(left), sheet)
         reporter.closing(f"writing {self.npz}")
-        collect_npz(job, SeedItems(sorted(plan), classes_of(job.run.config)), self.npz)
+        collect_npz(job, SeedItems(sorted(plan), Choices.of(job.run.config)), self.npz)
         return Ending(len(left), sheet, self.npz)

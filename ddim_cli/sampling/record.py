@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ddim_cli.config.schema import SamplingSettings
+from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.sampling.items import Item
 from ddim_cli.sampling.outside import describe_callable
 from ddim_cli.sampling.resolve import Run
@@ -28,9 +29,16 @@ def sampling_record(run: Run) -> dict[str, Any]:
         value = getattr(settings, key)
         if key not in record and key not in _OF_THE_PLAN and key not in _OF_GUIDANCE and value != field.default:
             record[key] = value
+    if isinstance(settings.prompt, tuple):
+        # `prompt` is that of one picture, as `class` is.
+        record["prompts"] = list(record.pop("prompt"))
     if settings.guidance_scale != 1:
         record |= {key: getattr(settings, key) for key in _OF_GUIDANCE}
-        record["null_class"] = run.config.model.null_class
+        if run.config.model.null_class is not None or settings.classes is not None:
+            record["null_class"] = run.config.model.null_class
+    else:
+        # Without guidance nothing is led away from.
+        record.pop("negative_prompt", None)
     return record
 
 
@@ -55,8 +63,8 @@ def model_record(run: Run, outside: Callable[..., Any] | None = None) -> dict[st
         **({"path": os.path.abspath(run.model.where)} if local else {}),
         "kind": run.model.kind,
         "revision": run.model.revision,
-        "class": "UNet2DModel",
-        "parameters": run.model.parameters,
+        "class": run.model.network_class,
+        "parameters": run.model.all_parameters,
         "sha256": run.model.sha256,
         "config_sha256": run.model.config_sha256,
     }
@@ -73,7 +81,24 @@ def make_record(run: Run, runtime: Mapping[str, Any], outside: Callable[..., Any
     }
 
 
-def item_record(record: Mapping[str, Any], item: Item) -> dict[str, Any]:
-    """The sections of an item's sidecar: those of its run's ``record``, its class, and what it says besides."""
-    own = {} if item.class_number is None else {"class": item.class_number}
+def item_record(record: Mapping[str, Any], item: Item, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The sections of an item's sidecar: those of its run's ``record``, its condition, and what it says besides.
+
+    ``known`` is what only the encoder of its condition knows, such as the number of its prompt's tokens.
+    """
+    own = {**condition_record(item.conditioning, record["sampling"]), **(known or {})}
     return {**record, "sampling": {**record["sampling"], **own, **item.about}}
+
+
+def condition_record(conditioning: Conditioning, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``sampling`` says of the class or the prompt of one picture."""
+    record: dict[str, Any] = {}
+    if conditioning.class_number is not None:
+        record["class"] = conditioning.class_number
+    if isinstance(conditioning.prompt, Blend):
+        record["between_prompts"] = {"prompts": list(conditioning.prompt.prompts), "weight": conditioning.prompt.weight}
+    elif conditioning.prompt is not None:
+        record["prompt"] = conditioning.prompt
+    if conditioning.negative_prompt and "guidance_scale" in sampling:
+        record["negative_prompt"] = conditioning.negative_prompt
+    return record

@@ -12,6 +12,7 @@ from typing import Any
 from ddim_cli.config.layers import Layer, table_layer
 from ddim_cli.config.seeds import MAX_SEED
 from ddim_cli.errors import ModelError, UsageError
+from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
@@ -116,27 +117,40 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> 
         UsageError: for a picture of no seed that does not say what else it is of, and for a latent that is not there.
     """
     sampling, name = record["sampling"], path.stem
-    class_number = sampling.get("class")
     try:
+        condition = conditioning_of(sampling)
         if record["seed"] is not None:
-            return replace(seed_item(record["seed"]), class_number=class_number)
+            return seed_item(record["seed"], condition)
         if "between" in sampling:
             facts = sampling["between"]
             weight = facts["weight"]
             weights = tuple(weight) if isinstance(weight, list) else (weight,)
-            return frame_item(name, Slerp(tuple(facts["seeds"]), weights), class_number)
+            return frame_item(name, Slerp(tuple(facts["seeds"]), weights), condition)
         if "inverted" in sampling:
             # Sampling from the latent beside it is the second half of what was done, and makes the picture.
             beside = record["inversion"]["latent"]
             latent = _find_latent(beside["file"], None, beside["sha256"], path, latents)
-            return reconstruction_item(name.removesuffix(".recon"), name, latent, sampling["inverted"], class_number)
+            return reconstruction_item(name.removesuffix(".recon"), name, latent, sampling["inverted"], condition)
         if "latent" in sampling:
             facts = sampling["latent"]
             latent = _find_latent(facts["file"], facts.get("index"), facts["sha256"], path, latents)
-            return latent_item(latent, class_number)
+            return latent_item(latent, condition)
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: what it says of where it started is not what a sidecar has") from None
     raise UsageError(f"{path}: is of no seed, and does not say what it started from")
+
+
+def conditioning_of(sampling: Mapping[str, Any]) -> Conditioning:
+    """What a picture was conditioned on, as its section ``sampling`` says: `record.condition_record` undone.
+
+    Raises KeyError, TypeError or ValueError for one that is none.
+    """
+    prompt: str | Blend | None = sampling.get("prompt")
+    if "between_prompts" in sampling:
+        facts = sampling["between_prompts"]
+        first, second = facts["prompts"]
+        prompt = Blend((first, second), float(facts["weight"]))
+    return Conditioning(sampling.get("class"), prompt, sampling.get("negative_prompt"))
 
 
 def _find_latent(name: str, index: int | None, sha256: str, path: Path, folders: Sequence[Path]) -> Latent:

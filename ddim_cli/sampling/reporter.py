@@ -36,6 +36,9 @@ class Reporter:
     def note(self, text: str) -> None:
         """Something that a person who looks closer wants to know."""
 
+    def warn(self, text: str) -> None:
+        """Something that makes other pictures than were asked for, without being wrong."""
+
     def slower(self, what: str, why: str) -> None:
         """Something runs slower than it could: to be said once, and why to a person who looks closer."""
 

@@ -66,6 +66,21 @@ def _trained_differently(resolved: Resolved, layer: Layer, model: ModelDescripti
     ]
 
 
+def _latents_are_clipped(resolved: Resolved, model: ModelDescription) -> list[str]:
+    scheduler = resolved.config.scheduler
+    if model.latents is None or not (scheduler.clip_sample or scheduler.thresholding):
+        return []
+    key = "thresholding" if scheduler.thresholding else "clip_sample"
+    return [f"scheduler.{key} bounds latents, whose range is not that of pictures; expect dull pictures"]
+
+
+def _nothing_to_lead_away_from(resolved: Resolved) -> list[str]:
+    settings = resolved.config.sampling
+    if settings.negative_prompt is None or settings.guidance_scale != 1:
+        return []
+    return ["sampling.negative_prompt has no effect at a guidance scale of 1, which turns guidance off"]
+
+
 def _starts_low(scheduler: SchedulerSettings, timesteps: Sequence[int]) -> list[str]:
     total = scheduler.num_train_timesteps
     if timesteps[0] >= LOWEST_START * total:
@@ -99,15 +114,23 @@ def _other_length(config: Config, timesteps: Sequence[int]) -> list[str]:
     return [f"the {spacing} grid for {settings.steps} steps has {len(timesteps)} timesteps, and so many run"]
 
 
-def settle(resolved: Resolved, model: ModelDescription | None = None, warnings: Sequence[str] = ()) -> Run:
-    """Settle a run: lay out its grid and refuse settings that cannot work. Raises ConfigError."""
+def settle(
+    resolved: Resolved,
+    model: ModelDescription | None = None,
+    warnings: Sequence[str] = (),
+    conditions_follow: bool = False,
+) -> Run:
+    """Settle a run: lay out its grid and refuse settings that cannot work.
+
+    With ``conditions_follow`` the items bring classes or prompts of their own, or none are needed. Raises ConfigError.
+    """
     config = resolved.config
     try:
         _check_last_seed(config)
         timesteps = tuple(timestep_grid(config.scheduler, config.sampling))
         check_combination(config.scheduler, config.sampling, timesteps)
         if model is not None:
-            _check_network(config, model, timesteps)
+            _check_network(config, model, timesteps, conditions_follow)
     except ConfigError as error:
         raise ConfigError(*(_with_origins(p, resolved) for p in error.problems)) from None
     notes = model.notes if model is not None else ()
@@ -119,9 +142,29 @@ def settle(resolved: Resolved, model: ModelDescription | None = None, warnings: 
     )
 
 
-def _check_classes(config: Config, model: ModelDescription) -> None:
+def _check_prompts(config: Config, model: ModelDescription, conditions_follow: bool) -> None:
+    """Raise ConfigError for a text-to-image model without a prompt, and a prompt for any other."""
+    settings = config.sampling
+    if not model.takes_text:
+        for key, value in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):
+            if value is not None:
+                raise ConfigError(
+                    f"sampling.{key} is for text-to-image models, such as mnist-text; {model.name} takes no text"
+                )
+        return
+    if settings.classes is not None:
+        raise ConfigError(f"sampling.classes = {settings.classes!r}, but {model.name} takes a prompt, not a class")
+    if settings.prompt is None and not conditions_follow:
+        raise ConfigError(f'{model.name} takes text; say what it is to show, for example with --prompt "seven"')
+
+
+def _check_classes(config: Config, model: ModelDescription, conditions_follow: bool) -> None:
     """Raise ConfigError unless the classes asked for are ones that the network has."""
     settings, null_class = config.sampling, config.model.null_class
+    if model.takes_text:
+        if null_class is not None:
+            raise ConfigError(f"model.null_class is for class-conditional networks; {model.name} takes text")
+        return
     embedding = model.network.get("class_embed_type")
     if embedding is not None:
         raise ConfigError(
@@ -136,9 +179,10 @@ def _check_classes(config: Config, model: ModelDescription) -> None:
             raise ConfigError(f"{key} is for class-conditional networks; {model.name} is not one")
         return
     allowed = f"0-{model.classes - 1}"
-    if settings.classes is None:
+    if settings.classes is None and not conditions_follow:
         raise ConfigError(f"{model.name} is class-conditional; say which of the classes {allowed} with --classes")
-    beyond = next((c for c in parse_classes(settings.classes) if c >= model.classes), None)
+    classes = parse_classes(settings.classes) if settings.classes is not None else ()
+    beyond = next((c for c in classes if c >= model.classes), None)
     if beyond is not None:
         raise ConfigError(f"sampling.classes: {model.name} has no class {beyond}; it has {allowed}")
     if null_class is not None and null_class >= model.classes:
@@ -150,9 +194,12 @@ def _check_classes(config: Config, model: ModelDescription) -> None:
         )
 
 
-def _check_network(config: Config, model: ModelDescription, timesteps: Sequence[int]) -> None:
+def _check_network(config: Config, model: ModelDescription, timesteps: Sequence[int], conditions_follow: bool) -> None:
     """Raise ConfigError where this network cannot run these settings."""
-    _check_classes(config, model)
+    _check_prompts(config, model, conditions_follow)
+    _check_classes(config, model, conditions_follow)
+    if model.latents is None and config.model.latent_scale is not None:
+        raise ConfigError(f"model.latent_scale is for latent models; {model.name} has no autoencoder")
     if model.network.get("time_embedding_type") == "fourier" and 0 in timesteps:
         raise ConfigError(
             f"{model.name} embeds log t, and the grid contains timestep 0; use scheduler.steps_offset = 1, or an "
@@ -169,20 +216,28 @@ def resolve(
     layers: Sequence[Layer],
     cached_only: bool = False,
     describe: Callable[[ModelSettings, bool], ModelDescription] = describe_model,
+    conditions_follow: bool = False,
 ) -> Run:
     """Join ``layers`` (lowest first) and the model's own scheduler config into a run.
 
     With ``cached_only`` a model on the Hub is taken from the cache, and nobody is asked. ``describe`` finds the model.
+    ``conditions_follow`` is as `settle` has it.
 
     Raises:
         ConfigError: for settings that cannot work together.
         ModelError: for a model that is not there or cannot be sampled from.
     """
     model = describe(merge(layers).config.model, cached_only)
-    layer = model.scheduler_layer()
+    layer = model.settings_layer()
     validate_layer(layer)
     resolved = merge([layer, *layers])
-    return settle(resolved, model, [*_swept_elsewhere(layers), *_trained_differently(resolved, layer, model)])
+    warnings = [
+        *_swept_elsewhere(layers),
+        *_trained_differently(resolved, layer, model),
+        *_latents_are_clipped(resolved, model),
+        *_nothing_to_lead_away_from(resolved),
+    ]
+    return settle(resolved, model, warnings, conditions_follow)
 
 
 def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescription] = describe_model) -> Run:

@@ -10,11 +10,16 @@ from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import StepTable
 from ddim_cli.diffusion.solvers import DDIM, INVERSION, SAMPLING
-from ddim_cli.models.conditions import ClassCondition, Condition
-from ddim_cli.models.load import SamplingNetwork
-from ddim_cli.sampling.guidance import with_guidance
+from ddim_cli.models.conditions import ClassCondition, Condition, TextCondition
+from ddim_cli.models.decoders import AutoencoderDecoder, Decoder
+from ddim_cli.models.load import SamplingNetwork, TextNetwork
+from ddim_cli.models.parts import TextParts
+from ddim_cli.models.text import TextEncoder
+from ddim_cli.outputs.figures import shortened
+from ddim_cli.sampling.guidance import with_guidance, with_text_guidance
 from ddim_cli.sampling.loop import Pass, Sampler
 from ddim_cli.sampling.network import Network, StepNetwork, as_network, at_steps, with_projections
+from ddim_cli.sampling.precision import offloads
 from ddim_cli.sampling.resolve import Run
 
 
@@ -23,26 +28,70 @@ def make_sampler(
     network: SamplingNetwork | Network,
     device: torch.device,
     dtype: torch.dtype,
-    shape: tuple[int, int, int],
+    shape: tuple[int, int, int] | None = None,
     keeps_x0: bool = True,
     inverts: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Sampler:
     """What the denoising loop needs; with ``inverts`` also what leads up the same grid, without clipping.
+
+    ``shape`` (C, H, W) is of a state of a network from outside. ``warn`` is told of prompts that are too long.
 
     Raises:
         ConfigError: for a grid whose coefficients cannot be computed.
     """
-    conditional = run.config.sampling.classes is not None
-    step = _step_network(run, network, conditional)
+    step = _step_network(run, network)
+    latents = run.described.latents if run.described is not None else None
+    offload = latents is not None and offloads(run, device, dtype)
+    decoder, condition = Decoder(), _class_condition(run)
+    if latents is not None:
+        decoder = AutoencoderDecoder(latents, device, run.config.runtime.tile, offload)
+    if latents is not None and latents.text is not None:
+        assert isinstance(network, TextNetwork)
+        condition = _text_condition(run, network, latents.text, device, dtype, warn, offload)
+    state = shape if shape is not None else run.model.state_shape
     return Sampler(
         down=_make_pass(run, SAMPLING, step, device),
         up=_make_pass(run, INVERSION, step, device) if inverts else None,
-        shape=shape,
+        shape=state,
+        picture_shape=run.described.shape if run.described is not None else state,
         device=device,
         dtype=dtype,
-        condition=ClassCondition() if conditional else Condition(),
+        condition=condition,
+        decoder=decoder,
         keeps_x0=keeps_x0,
     )
+
+
+def _class_condition(run: Run) -> Condition:
+    return ClassCondition() if run.config.sampling.classes is not None else Condition()
+
+
+def _text_condition(
+    run: Run,
+    network: TextNetwork,
+    parts: TextParts,
+    device: torch.device,
+    dtype: torch.dtype,
+    warn: Callable[[str], None],
+    offload: bool,
+) -> TextCondition:
+    told: set[str] = set()
+
+    def on_cut(prompt: str, left_out: str) -> None:
+        if prompt not in told:
+            told.add(prompt)
+            warn(
+                f"the prompt {shortened(prompt, 60)!r} has more than the {encoder.limit - 2} tokens that the model "
+                f"takes, and its end has no effect: {shortened(left_out, 200)!r}"
+            )
+
+    @torch.no_grad()
+    def attend(text: Tensor) -> Tensor:
+        return network.attend(text.to(device, dtype))
+
+    encoder = TextEncoder(parts, device)
+    return TextCondition(encoder, attend, run.config.sampling.guidance_scale != 1, on_cut, offload)
 
 
 def _make_pass(run: Run, solver: DDIM, step: Callable[[Tensor], StepNetwork], device: torch.device) -> Pass:
@@ -58,13 +107,23 @@ def _make_pass(run: Run, solver: DDIM, step: Callable[[Tensor], StepNetwork], de
     )
 
 
-def _step_network(run: Run, network: SamplingNetwork | Network, conditional: bool) -> Callable[[Tensor], StepNetwork]:
+def _step_network(run: Run, network: SamplingNetwork | Network) -> Callable[[Tensor], StepNetwork]:
     """Timesteps int64 [N] -> the network by step, guided where that is asked for."""
+    settings, null_class = run.config.sampling, run.config.model.null_class
+    if isinstance(network, TextNetwork):
+        text_network = network
+
+        def with_text(timesteps: Tensor) -> StepNetwork:
+            step = with_projections(text_network, timesteps)
+            if settings.guidance_scale == 1:
+                return step
+            return with_text_guidance(step, settings.guidance_scale, settings.guidance_rescale)
+
+        return with_text
     if isinstance(network, SamplingNetwork):
-        if not conditional:
+        if settings.classes is None:
             return partial(with_projections, network)
         network = as_network(network)
-    settings, null_class = run.config.sampling, run.config.model.null_class
     if settings.guidance_scale != 1:
         assert null_class is not None  # refused when the run was settled
         network = with_guidance(network, null_class, settings.guidance_scale, settings.guidance_rescale)

@@ -4,6 +4,7 @@ import pytest
 
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.between import Between
+from ddim_cli.models.conditions import Conditioning
 
 
 def test_two_seeds():
@@ -33,7 +34,7 @@ def test_a_square_has_its_corners_in_reading_order():
     assert len(plan) == len(frames) == 9
     assert [f.seed for f in frames] == [1, None, 2, None, None, None, 3, None, 4]
     assert plan.items(7)[5].about == {"between": {"seeds": [1, 2, 3, 4], "weight": [1.0, 0.5]}}
-    assert {item.class_number for item in plan.items(7)} == {7}
+    assert {item.class_number for item in plan.items(Conditioning(7))} == {7}
     assert len(Between.parse("1,2,3,4", square=True)) == 64
 
 

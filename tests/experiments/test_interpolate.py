@@ -218,15 +218,15 @@ def test_mistakes_are_told_before_anything_runs(ddim, tiny_model, tmp_path, args
 def test_seeds_of_several_classes_have_none_between_them():
     from ddim_cli.config.layers import merge, table_layer
     from ddim_cli.errors import UsageError
-    from ddim_cli.sampling.items import one_class
+    from ddim_cli.sampling.items import Choices
 
     def config(classes):
         return merge([table_layer({"sampling": {"classes": classes}}, "test")]).config
 
-    assert one_class(config("7"), (3, 8)) == 7
-    assert one_class(config("0-4"), (3, 8)) == 3
+    assert Choices.of(config("7")).of_all((3, 8)).class_number == 7
+    assert Choices.of(config("0-4")).of_all((3, 8)).class_number == 3
     with pytest.raises(UsageError, match="the seeds 3 and 8 have the classes 3 and 8"):
-        one_class(config("0-9"), (3, 8))
+        Choices.of(config("0-9")).of_all((3, 8))
 
 
 def test_all_frames_take_the_one_class(ddim, tmp_path):

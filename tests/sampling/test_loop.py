@@ -15,7 +15,7 @@ from ddim_cli.errors import RunError
 from ddim_cli.models.describe import describe_model
 from ddim_cli.models.load import load_sampling_network
 from ddim_cli.sampling import loop
-from ddim_cli.sampling.items import Inversion, Item, SeedItems
+from ddim_cli.sampling.items import Choices, Inversion, Item, SeedItems
 from ddim_cli.sampling.loop import (
     NOT_CAPTURED,
     STEPS_AHEAD,
@@ -103,7 +103,7 @@ def test_the_step_in_place_takes_each_batch_its_classes(tiny_model):
     sampler = make_sampler(run, network, CPU, torch.float32, SHAPE)
     denoiser = Denoiser(sampler)
     for seeds in ((0, 1), (4, 5)):
-        [pictures] = run_batches(denoiser, SeedItems(seeds, (0, 3, 5)), 2)
+        [pictures] = run_batches(denoiser, SeedItems(seeds, Choices((0, 3, 5))), 2)
         expected = by_hand(run, network, seeds, classes=(0, 3, 5))
         torch.testing.assert_close(torch.stack([p.x0 for p in pictures]), expected)
 
