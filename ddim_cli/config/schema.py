@@ -226,7 +226,7 @@ class SamplingSettings(Section):
         None, examples=["thin"], description="What guidance is to lead away from"
     )
     guidance_scale: Annotated[float, flag("--guidance-scale", metavar="W")] = Field(
-        1.0, ge=0, description="Scale of classifier-free guidance; 1 turns it off; text-to-image models have 7.5"
+        1.0, ge=0, description="Scale of classifier-free guidance; text-to-image models have 7.5, and 1 turns it off"
     )
     guidance_rescale: Annotated[float, flag("--guidance-rescale", metavar="R")] = Field(
         0.0, ge=0, le=1, description="Rescaling of guided predictions (arXiv:2305.08891, section 3.4)"

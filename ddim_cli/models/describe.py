@@ -13,7 +13,7 @@ from typing import Any
 from ddim_cli.config.layers import Layer, nearest
 from ddim_cli.config.schema import ModelSettings, SchedulerSettings
 from ddim_cli.errors import ModelError
-from ddim_cli.models.directory import PIPELINE, SCHEDULER, config_candidates, find_layout
+from ddim_cli.models.directory import SCHEDULER, config_candidates, find_layout
 from ddim_cli.models.hashing import joint_sha256
 from ddim_cli.models.hub import is_hub_id, open_repository
 from ddim_cli.models.latent import Latents, checked_latent_network, find_latents, pipeline_scheduler
@@ -160,11 +160,10 @@ def _from_tree(
     layout = find_layout(tree.files, settings.subfolder, where)
     config = read_json(tree.fetch(layout.config), "the network's config")
     scheduler = _scheduler(tree.fetch(layout.scheduler) if layout.scheduler else None)
-    index = read_json(tree.fetch(PIPELINE), "the pipeline's index") if PIPELINE in tree.files else {}
     root, _, folder = layout.folder.rpartition("/")
     found, notes = None, tuple[str, ...]()
     if folder:
-        found = find_latents(tree, root, index if not root else {}, config, settings, where)
+        found = find_latents(tree, root, config, settings, where)
     if found is None:
         network, latents = checked_network(config, settings.image_size, place(layout.config)), None
     else:

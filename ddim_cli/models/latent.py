@@ -12,8 +12,9 @@ from typing import Any
 
 from ddim_cli.config.schema import ModelSettings
 from ddim_cli.errors import ModelError
+from ddim_cli.models.directory import PIPELINE
 from ddim_cli.models.networks import TEXT_NETWORK_CLASS, Size, checked_network, checked_text_network
-from ddim_cli.models.parts import Files, Part, TextParts, find_part, find_tokenizer
+from ddim_cli.models.parts import Files, Part, TextParts, find_part, find_tokenizer, read_json
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
 # Where pipelines keep it: Stable Diffusion, and unconditional latent diffusion.
@@ -63,15 +64,16 @@ class Latents:
 
 
 def find_latents(
-    tree: Files, root: str, index: Mapping[str, Any], network: Mapping[str, Any], settings: ModelSettings, where: str
+    tree: Files, root: str, network: Mapping[str, Any], settings: ModelSettings, where: str
 ) -> tuple[Latents, tuple[str, ...]] | None:
     """The parts of a latent model in ``root`` of a tree, and what a user should be told; None of a pixel-space model.
 
-    ``index`` is the pipeline's model_index.json, empty where there is none; ``network`` its network's config.
+    ``network`` is its network's config.
 
     Raises:
         ModelError: for parts that are missing, or that are not known.
     """
+    index = _read_index(tree, root)
     listed = {k for k, v in index.items() if isinstance(v, list) and any(v)}
     takes_text = network.get("_class_name") == TEXT_NETWORK_CLASS
     there = next((f for f in FOLDERS if any(file.startswith(_in(root, f) + "/") for file in tree.files)), None)
@@ -111,6 +113,12 @@ def find_latents(
     facts = _checked_autoencoder(part, network)
     levels, channels = facts["block_out_channels"], facts["out_channels"]
     return Latents(part, float(scale), 2 ** (len(levels) - 1), channels, text), tuple(notes)
+
+
+def _read_index(tree: Files, root: str) -> Mapping[str, Any]:
+    """The pipeline's model_index.json, empty where there is none."""
+    file = _in(root, PIPELINE)
+    return read_json(tree.fetch(file), "the pipeline's index") if file in tree.files else {}
 
 
 def _in(root: str, folder: str) -> str:

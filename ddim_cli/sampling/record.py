@@ -16,6 +16,8 @@ from ddim_cli.sampling.resolve import Run
 _OF_THE_PLAN = {"num_images", "seed", "seeds", "batch_size"}
 # What every sidecar has, whatever its value; and what has a meaning with guidance alone.
 _ALWAYS = ("steps", "eta", "timesteps", "variance", "use_clipped_model_output")
+# What has a meaning for latent models alone.
+_OF_LATENTS = {"offload", "tile"}
 _OF_GUIDANCE = ("guidance_scale", "guidance_rescale")
 
 
@@ -44,7 +46,9 @@ def sampling_record(run: Run) -> dict[str, Any]:
 
 def config_record(run: Run) -> dict[str, Any]:
     """The resolved config of one picture: enough to make it again, given its seed and the network."""
-    config = run.config.model_dump(mode="json", exclude={"sampling": _OF_THE_PLAN, "output": True}, exclude_none=True)
+    pixels = run.described is None or run.described.latents is None
+    left_out = {"sampling": _OF_THE_PLAN, "output": True, **({"runtime": _OF_LATENTS} if pixels else {})}
+    config = run.config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     if run.described is None:
         # A network from outside was handed over: of [model] only what bears on how it was called is about it.
         config["model"] = {key: config["model"][key] for key in ("null_class",) if key in config["model"]}

@@ -179,10 +179,10 @@ def test_a_replay_that_differs_is_seen(ddim, name, tmp_path, monkeypatch):
     run(ddim, name)
     whole = executor.make_sampler
 
-    def other(*args):
+    def other(*args, **more):
         from dataclasses import replace
 
-        sampler = whole(*args)
+        sampler = whole(*args, **more)
         network = sampler.down.network
         return replace(sampler, down=replace(sampler.down, network=lambda *given: network(*given) * 0.9))
 

@@ -217,8 +217,8 @@ def test_mistakes(ddim, tiny_model, args, text, tmp_path):
 def test_a_network_that_fails_is_named_by_its_seed(ddim, tiny_model, monkeypatch):
     from ddim_cli.sampling import executor
 
-    def broken(*args):
-        sampler = make_sampler(*args)
+    def broken(*args, **more):
+        sampler = make_sampler(*args, **more)
         return replace(sampler, down=replace(sampler.down, network=lambda x, i: x * float("nan")))
 
     monkeypatch.setattr(executor, "make_sampler", broken)

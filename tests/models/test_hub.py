@@ -69,7 +69,8 @@ def test_both_layouts_and_only_what_is_needed(run, hub, tmp_path, name):
     assert sidecar["model"]["kind"] == "hub"
     assert sidecar["model"]["revision"] == COMMIT
     fetched = {path.rpartition("/")[2] for path, asked in downloads(hub) if asked is None}
-    assert fetched == {"config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
+    index = {"model_index.json"} if name == "owner/pipeline" else set()
+    assert fetched == {"config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors", *index}
     hub.requests.clear()
     shutil.rmtree(tmp_path / "out")
     assert run("sample", "-m", name, *SHORT).returncode == 0

@@ -22,6 +22,8 @@ OTHER = {
     "sampling.timesteps": [999, 3],
     "sampling.variance": "large",
     "sampling.classes": "3",
+    "sampling.prompt": "seven",
+    "sampling.negative_prompt": "thin",
 }
 
 
@@ -39,7 +41,8 @@ def changed(key):
     if key == "scheduler.trained_betas":
         table["scheduler"]["num_train_timesteps"] = 10
         table["sampling"] = {"steps": 2}
-    if key.startswith("sampling.guidance"):
+    if key.startswith(("sampling.guidance", "sampling.negative")):
+        # Without guidance it has no effect.
         table["sampling"] = {"guidance_scale": 3.0, **table["sampling"]}
     return table
 

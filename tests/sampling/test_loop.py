@@ -111,7 +111,7 @@ def test_the_step_in_place_takes_each_batch_its_classes(tiny_model):
 class Observer:
     """Remembers copies of all it is shown."""
 
-    def __init__(self, items):
+    def __init__(self, items, decoder):
         self.states, self.predictions = [], []
 
     def begin(self, x):
