@@ -126,5 +126,10 @@ def test_unknown_things_are_usage_errors(ddim):
 
 def test_a_default_that_is_0_or_1_is_shown_as_the_number_it_is(ddim):
     shown = " ".join(ddim("sample", "--help").stdout.split())
-    for text in ("1 for DDPM's [0].", "has the next seed [0].", "and 1 turns it off [1].", "of the first images [yes]."):
+    for text in (
+        "1 for DDPM's [0].",
+        "has the next seed [0].",
+        "and 1 turns it off [1].",
+        "of the first images [yes].",
+    ):
         assert text in shown, text
