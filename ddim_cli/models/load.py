@@ -34,8 +34,9 @@ _LOADED_DTYPES = {**DTYPES, "float64": torch.float64}
 class LoadedModel:
     """A network with what is known of it.
 
-    Called as ``model(x, t)``, or ``model(x, t, classes)`` where it is class-conditional:
-    [B, C, H, W], int64 [B], int64 [B] -> [B, C, H, W].
+    Called as ``model(x, t)``, as ``model(x, t, classes)`` where it is class-conditional, and as ``model(x, t, text)``
+    where it takes text, the text encoder's last hidden state: [B, C, H, W], int64 [B], int64 [B] or [B, L, D] ->
+    [B, C, H, W].
     """
 
     network: nn.Module
@@ -45,8 +46,10 @@ class LoadedModel:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
-    def __call__(self, x: Tensor, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
-        return self.network(x, timesteps, class_labels=classes, return_dict=False)[0]
+    def __call__(self, x: Tensor, timesteps: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.description.takes_text:
+            return self.network(x, timesteps, encoder_hidden_states=condition, return_dict=False)[0]
+        return self.network(x, timesteps, class_labels=condition, return_dict=False)[0]
 
 
 @runtime_checkable

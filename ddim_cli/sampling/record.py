@@ -47,7 +47,7 @@ def sampling_record(run: Run) -> dict[str, Any]:
 def config_record(run: Run) -> dict[str, Any]:
     """The resolved config of one picture: enough to make it again, given its seed and the network."""
     pixels = run.described is None or run.described.latents is None
-    left_out = {"sampling": _OF_THE_PLAN, "output": True, **({"runtime": _OF_LATENTS} if pixels else {})}
+    left_out: Any = {"sampling": _OF_THE_PLAN, "output": True, **({"runtime": _OF_LATENTS} if pixels else {})}
     config = run.config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     if run.described is None:
         # A network from outside was handed over: of [model] only what bears on how it was called is about it.
