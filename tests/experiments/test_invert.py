@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.diffusion.betas import make_alpha_bars
@@ -451,8 +451,9 @@ def test_latents_of_a_latent_model_are_drawn_as_colours(ddim, tiny_text_model, p
     assert np.array_equal(drawn, expected.repeat(4, 0).repeat(4, 1))
 
 
-def test_a_latent_of_another_shape(ddim, tiny_model, tiny_text_model, pictures):
-    assert ddim(*text_command(tiny_text_model, steps=2)).exit_code == 0
-    refused = ddim("sample", "-m", tiny_model, "--latents", "out")
+def test_a_latent_of_another_shape(ddim, tiny_text_model, tmp_path):
+    """That of the pictures is not that of the states."""
+    save_file({"latent": torch.zeros(3, 64, 64)}, tmp_path / "mine.safetensors")
+    refused = ddim("sample", "-m", tiny_text_model, "--prompt", "a", "--latents", "mine.safetensors")
     assert refused.exit_code == 2
-    assert "its latents are 4 x 32 x 32 (C x H x W), and tiny takes 3 x 8 x 8" in refused.stderr
+    assert "its latents are 3 x 64 x 64 (C x H x W), and tiny-text takes 4 x 32 x 32" in refused.stderr

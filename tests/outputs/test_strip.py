@@ -69,7 +69,7 @@ def test_an_animation_has_its_frames_in_order_and_rests():
             assert animation.info["duration"] == (REST_MS if i == 2 else FRAME_MS)
 
 
-@pytest.mark.parametrize(("widest", "side"), [(None, 512), (4 * 518 + 6, 512), (4 * 518 + 5, 256), (800, 170)])
+@pytest.mark.parametrize(("widest", "side"), [(None, 512), (4 * 518 + 6, 512), (4 * 518 + 5, 256), (800, 171)])
 def test_frames_are_reduced_by_whole_numbers_where_a_strip_would_be_too_wide(widest, side):
     strip = draw_strip([Row([Image.new("RGB", (512, 512))] * 4)], widest=widest)
     assert strip.width == 2 * MARGIN + 4 * side + 3 * GAP

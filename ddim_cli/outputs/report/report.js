@@ -54,7 +54,7 @@
 
     /** What a search looks through, in lower case; made when it is first looked through. */
     get words() {
-      this.found ??= [this.prompt, this.negative, this.label, this.name].filter(Boolean).join("\n").toLowerCase();
+      this.found ??= [this.prompt, this.negative, this.value("sampling", "between_prompts", "prompts"), this.label, this.name].filter(Boolean).join("\n").toLowerCase();
       return this.found;
     }
     describe() {
