@@ -113,6 +113,9 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "error": _error(record.get("inversion")),
         "latent": _latent(record, provenance.unchanged),
         "class": sampling.get("class"),
+        "prompt": _prompt(sampling),
+        "negative prompt": sampling.get("negative_prompt"),
+        "tokens": _tokens(sampling),
         "model": _model(record["model"]),
         "weights": record["model"].get("sha256"),
         "steps": _steps(sampling),
@@ -145,6 +148,9 @@ def _strip(strip: Any) -> str | None:
     if "inverted" in strip:
         files = [p.get("file") for p in strip["inverted"] if isinstance(p, dict)]
         return f"original, latent and reconstruction of {_listed(files)}"
+    if "prompts" in strip:
+        prompts = _listed([f'"{prompt}"' for prompt in strip.get("prompts") or []])
+        return f"{strip.get('frames')} frames between the prompts {prompts}, of seed {strip.get('seed')}"
     return f"{strip.get('frames')} frames between the noises of seeds {_listed(strip.get('seeds'))}"
 
 
@@ -159,6 +165,20 @@ def _between(between: Any) -> str | None:
     weights = between.get("weight")
     weights = [f"{w:.4g}" for w in (weights if isinstance(weights, list) else [weights]) if isinstance(w, (int, float))]
     return f"the noises of seeds {_listed(between.get('seeds'))}, at {_listed(weights)}"
+
+
+def _prompt(sampling: Mapping[str, Any]) -> str | None:
+    """The prompt, or what it lies between."""
+    between = sampling.get("between_prompts")
+    if not isinstance(between, dict):
+        return sampling.get("prompt")
+    weight = between.get("weight")
+    named = " and ".join(f'"{prompt}"' for prompt in between.get("prompts") or [])
+    return f"between {named}, at {weight:.4g}" if isinstance(weight, (int, float)) else named
+
+
+def _tokens(sampling: Mapping[str, Any]) -> str | None:
+    return f"{sampling['tokens']:,} of the prompt" if isinstance(sampling.get("tokens"), int) else None
 
 
 def _inverted(inverted: Any) -> str | None:

@@ -21,11 +21,22 @@ def interpolate(
     layers: Layers,
     options: RunOptions,
     between: Annotated[
-        str, option("Two seeds, 3,8; a path, 3,8,5 or 0-4; with --square four corners.", PANEL, metavar="SEEDS")
-    ],
+        str | None, option("Two seeds, 3,8; a path, 3,8,5 or 0-4; with --square four corners.", PANEL, metavar="SEEDS")
+    ] = None,
+    to_prompt: Annotated[
+        list[str] | None,
+        option("Go from --prompt to this one; given again, from there to the next.", PANEL, metavar="TEXT"),
+    ] = None,
+    seed: Annotated[
+        int | None, option("Seed whose noise all frames between prompts have [0].", PANEL, metavar="S")
+    ] = None,
     frames: Annotated[
         int | None,
-        option("Frames from one seed to the next, both included [11; along a square's side 8].", PANEL, metavar="N"),
+        option(
+            "Frames from one seed or prompt to the next, both included [11; along a square's side 8].",
+            PANEL,
+            metavar="N",
+        ),
     ] = None,
     square: Annotated[
         bool,
@@ -34,10 +45,11 @@ def interpolate(
     gif: Gif = False,
 ) -> None:
     """
-    Make pictures between the pictures of seeds, by spherical interpolation between their initial noises.
+    Make pictures between the pictures of seeds, by spherical interpolation between their initial noises; or between
+    those of prompts, by linear interpolation between their embeddings.
 
-    Each frame is a PNG with a sidecar; strip.png shows all of them. At the seeds the frames are the pictures that
-    ddim sample makes. It needs eta 0.
+    Each frame is a PNG with a sidecar; strip.png shows all of them. At the seeds, or the prompts, the frames are the
+    pictures that ddim sample makes. Between seeds it needs eta 0.
 
     The same command goes on where it was stopped, and does nothing where all is done.
 
@@ -47,18 +59,18 @@ def interpolate(
     ddim interpolate --between 3,8
     ddim interpolate --between 3,8,5,3 --frames 20 --gif
     ddim interpolate --between 1,2,3,4 --square -o square
+    ddim interpolate -m MODEL --prompt "a thin one" --to-prompt "a bold seven" --seed 3
     """
-    from ddim_cli.experiments.between import Between, resolve_interpolation
+    from ddim_cli.experiments.between import resolve_plan
 
-    plan = Between.parse(between, frames, square)
-    run = resolve_interpolation(layers, plan)
+    run, plan = resolve_plan(layers, between, to_prompt or (), seed, frames, square)
 
     def prepare(shard: Shard, speaks: bool) -> tuple[Job, Product]:
         from ddim_cli.experiments import interpolate as experiment
 
         return experiment.prepare(run, plan, gif, shard)
 
-    outcome = run_job(run, prepare, options, f"frames between {between}")
+    outcome = run_job(run, prepare, options, f"frames, {plan.caption()}" if to_prompt else f"frames between {between}")
     if outcome is None:
         return
     job, _, summary = outcome

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddim_cli.sampling.plan import Shard
 
 MOST_LINES = 12
+GUIDANCE = "sampling.guidance_scale"
 
 
 @console.handles_errors
@@ -32,7 +33,8 @@ def invert(
 
     Each picture NAME goes up the grid to NAME.latent.safetensors, and down the same grid to NAME.recon.png, in as many
     steps. The error is the mean squared difference a dimension, pictures scaled to [0, 1]. It needs eta 0; clipping
-    and thresholding are off in both directions. A picture of another size is cropped and resized, which is said.
+    and thresholding are off in both directions, and so is the guidance that text-to-image models have by default. A
+    picture of another size is cropped and resized, which is said.
 
     The same command goes on where it was stopped, and does nothing where all is done.
 
@@ -42,6 +44,7 @@ def invert(
     ddim invert picture.png
     ddim invert outputs/smoke --steps 100 -o inverted
     ddim sample --latents inverted -o resampled
+    ddim invert picture.png -m MODEL --prompt "what it shows"
     """
     from ddim_cli.experiments.invert import resolve_inversion
     from ddim_cli.sampling.pictures import find_pictures
@@ -72,8 +75,15 @@ def invert(
 
 
 def say_turned_off(turned_off: dict[str, str]) -> None:
-    named = ", ".join(f"{key} (on by {origin})" for key, origin in turned_off.items())
-    console.say(f"turned off, as a step with it has no inverse: {named}")
+    never = {key: origin for key, origin in turned_off.items() if key != GUIDANCE}
+    if never:
+        named = ", ".join(f"{key} (on by {origin})" for key, origin in never.items())
+        console.say(f"turned off, as a step with it has no inverse: {named}")
+    if GUIDANCE in turned_off:
+        console.say(
+            f"turned off, as inversion with guidance drifts: {GUIDANCE} ({turned_off[GUIDANCE]}); to invert with it, "
+            "set it"
+        )
 
 
 def say_conversions(inputs: Sequence[Input]) -> None:

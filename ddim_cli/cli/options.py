@@ -67,11 +67,12 @@ def _annotation(parameter: str) -> Any:
 
 
 # The options that set a key, by the name that Python has for them; which pictures of seeds; what a folder of one
-# picture a seed has besides; and all that say where files go.
+# picture a seed has besides; what single pictures have; and all that say where files go.
 _FLAGS = {flag.parameter: (key, flag) for key, flag in FLAGS.items()}
 SETTINGS = tuple(_FLAGS)
 SEEDS = ("num_images", "seed", "seeds")
 OF_A_FOLDER = ("grid", "subdirs")
+OF_A_PICTURE = ("parameters",)
 OUTPUT = tuple(parameter for parameter, (key, _) in _FLAGS.items() if key.startswith("output."))
 
 ConfigFiles = Annotated[

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ddim_cli.config.seeds import MAX_LENGTH, MAX_SEED, Seeds, format_seeds, parse_classes, parse_seeds
 from ddim_cli.diffusion.schedules import SCHEDULES
@@ -62,11 +62,21 @@ def _one_or_more(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else _as_tuple(value)
 
 
+def _as_text(value: str) -> str:
+    """What a terminal made of bytes that are no text cannot be written into a sidecar."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is no UTF-8 text") from None
+    return value
+
+
 FloatList = Annotated[tuple[float, ...], BeforeValidator(_as_tuple)]
 IntList = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 SeedList = Annotated[str, BeforeValidator(_as_seed_list)]
 ClassList = Annotated[str, BeforeValidator(_as_class_list)]
-Prompts = Annotated[str | Annotated[tuple[str, ...], Field(min_length=1)], BeforeValidator(_one_or_more)]
+Text = Annotated[str, AfterValidator(_as_text)]
+Prompts = Annotated[Text | Annotated[tuple[Text, ...], Field(min_length=1)], BeforeValidator(_one_or_more)]
 Pixels = Annotated[int, Field(ge=1, le=65536)]
 SizePair = Annotated[tuple[Pixels, Pixels], BeforeValidator(_as_tuple)]
 
@@ -222,7 +232,7 @@ class SamplingSettings(Section):
         examples=["a bold seven"],
         description="What a text-to-image model is to show; of several, an image has prompts[seed mod their number]",
     )
-    negative_prompt: Annotated[str | None, flag("--negative-prompt", metavar="TEXT")] = Field(
+    negative_prompt: Annotated[Text | None, flag("--negative-prompt", metavar="TEXT")] = Field(
         None, examples=["thin"], description="What guidance is to lead away from"
     )
     guidance_scale: Annotated[float, flag("--guidance-scale", metavar="W")] = Field(

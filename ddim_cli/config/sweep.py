@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ddim_cli.config.labels import label_of
 from ddim_cli.config.layers import Layer, list_values, nearest, replaced_by, validate_layer
 from ddim_cli.config.schema import KEYS
 from ddim_cli.config.write import toml_value
@@ -41,6 +42,8 @@ JSON_SCHEMA = {
 Axes = Sequence[str] | Mapping[str, Sequence[Any]]
 # Of a value that is a list, in a label; longer ones are shortened.
 LONGEST_LABEL = 24
+# Keys whose values are sentences.
+TEXTS = ("sampling.prompt", "sampling.negative_prompt")
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,20 @@ def short_name(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _label(value: Any) -> str:
+def _label(value: Any, key: str = "") -> str:
+    if key in TEXTS:
+        return _text_label(value)
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
         return toml_value(value)
     text = "-".join(map(_label, value))
     return text if len(text) <= LONGEST_LABEL else f"{_label(value[0])}-...-{_label(value[-1])}"
+
+
+def _text_label(value: Any) -> str:
+    """A prompt, or several, on one line of a length that a table and a folder's name have room for."""
+    return label_of(value if isinstance(value, str) else " | ".join(value)) or '""'
 
 
 def _layer(table: Mapping[str, Any], origin: str) -> Layer:
@@ -168,7 +178,8 @@ def _make_axis(name: str, values: Any, origin: str) -> Axis:
     if any(isinstance(value, Mapping) for value in values):
         raise ConfigError(f"{origin}: {name} mixes tables and single values; use tables for all")
     key = full_key(name, origin)
-    found = [AxisValue(_label(value), _layer({key: value}, origin)) for value in values]
+    layers = [_layer({key: value}, origin) for value in values]
+    found = [AxisValue(_label(value, key), layer) for value, layer in zip(values, layers, strict=True)]
     return Axis(short_name(key), tuple(_unique(found, name, origin)))
 
 
@@ -180,7 +191,7 @@ def _bundle(name: str, table: dict[str, Any], origin: str) -> AxisValue:
     if not table:
         raise ConfigError(f"{origin}: {name} has a table that sets nothing; write for example {{ eta = 0.5 }}")
     layer = _layer(table, origin)
-    return AxisValue(label or ", ".join(f"{short_name(k)}={_label(v)}" for k, v in layer.values.items()), layer)
+    return AxisValue(label or ", ".join(f"{short_name(k)}={_label(v, k)}" for k, v in layer.values.items()), layer)
 
 
 def _unique(values: Sequence[AxisValue], name: str, origin: str) -> Iterator[AxisValue]:
@@ -251,7 +262,14 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     if not equals or not name.strip() or not values.strip():
         raise ConfigError(f"--axis {text}: write KEY=V1,V2, for example steps=10,20,50")
-    return name.strip(), list_values(values, f"--axis {text}")
+    try:
+        return name.strip(), list_values(values, f"--axis {text}")
+    except ConfigError as error:
+        if full_key(name.strip(), f"--axis {text}") not in TEXTS:
+            raise
+        # A shell takes the quotes that are not inside others; where the commas belong cannot be told without.
+        example = f"""--axis '{name.strip()}="a seven","a two, bold"'"""
+        raise ConfigError(f"{error}; a shell leaves quotes inside of others alone: {example}") from None
 
 
 def _read_axes(axes: Axes) -> Iterator[Axis]:

@@ -155,7 +155,8 @@ def difference_picture(golden: np.ndarray, other: np.ndarray) -> Image.Image:
     bright = (difference * (255 / max(1, int(difference.max())))).astype(np.uint8)
     # The difference of two opaque pictures would be transparent.
     panels = [to_image(p[:, :, :3] if p.shape[2] == 4 else p) for p in (golden, other, bright)]
-    return contact_sheet(panels, columns=3)
+    # In full: a difference may be of one pixel.
+    return contact_sheet(panels, columns=3, widest=None)
 
 
 def _other_setting(expected: dict[int, str], actual: dict[int, str], both: list[int]) -> str | None:

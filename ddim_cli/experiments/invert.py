@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from ddim_cli.config.layers import Layer, Settings, layers_of
 from ddim_cli.diffusion.solvers import INVERSION
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.rules import check_deterministic
+from ddim_cli.models.describe import ModelDescription
 from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.contact_sheet import SMALLEST_TILE, WIDEST
+from ddim_cli.outputs.figures import quoted
 from ddim_cli.outputs.latents import ENDING, describe_latent, encode_latent, holds_latent, open_latents, read_latent
 from ddim_cli.outputs.picture import encode_png, read_own, to_image
 from ddim_cli.outputs.provenance import shows_strip, strip_inside
@@ -40,9 +43,15 @@ WHY_ETA_0 = (
 )
 # Each would make a step one that has no inverse.
 NEVER = ("scheduler.clip_sample", "scheduler.thresholding", "sampling.use_clipped_model_output")
+GUIDED = (
+    "inversion with guidance drifts: a step up is guided at another state than the step down that is to undo it, and "
+    "reconstructions are further from their pictures; --guidance-scale 1 turns it off"
+)
 # Of the picture that shows what came of it.
 MOST_SHOWN, COLUMNS = 16, 8
 FEWEST_FOR_A_CAPTION = 4
+# Latents of a latent model are noise of about unit variance: so many standard deviations are shown as black and white.
+DEVIATIONS = 3.0
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,10 @@ class Inverted:
 def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
     """The run, without what has no inverse; and what had to be turned off for that, with where it was set.
 
+    Guidance that a text-to-image model has by default is turned off too, and is what ``sampling.guidance_scale`` among
+    the latter says: guided steps up lead to latents that lead elsewhere. Guidance that is asked for stays, with a
+    warning among the run's.
+
     Raises:
         ConfigError: for settings that cannot work together.
         ModelError: for a model that is not there or cannot be sampled from.
@@ -179,10 +192,16 @@ def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
         section, name = key.split(".")
         if settings[section][name]:
             on[key] = run.resolved.origin(key)
+    off: dict[str, Any] = dict.fromkeys(on, False)
+    guidance = "sampling.guidance_scale"
+    if run.config.sampling.guidance_scale != 1 and not any(guidance in layer.values for layer in layers):
+        on[guidance], off[guidance] = run.resolved.origin(guidance), 1.0
     if on:
-        run = resolve([*layers, Layer(dict.fromkeys(on, False), dict.fromkeys(on, "invert"))])
+        run = resolve([*layers, Layer(off, dict.fromkeys(off, "invert"))])
     check_deterministic(run, WHY_ETA_0)
     Choices.of(run.config).of_all()
+    if run.config.sampling.guidance_scale != 1:
+        run = replace(run, warnings=(*run.warnings, GUIDED))
     return run, on
 
 
@@ -256,25 +275,45 @@ def _facts(results: Sequence[Reconstruction]) -> dict[str, Any]:
     return {"inverted": shown[:MOST_SHOWN]}
 
 
+def _drawn(values: np.ndarray) -> Image.Image:
+    return to_image(to_uint8(torch.from_numpy(values)[None])[0].numpy())
+
+
+def draw_latent(latent: np.ndarray, model: ModelDescription) -> Image.Image:
+    """A latent, float32 [C, H, W], as a picture of the size of the model's: one of pixel space as it is.
+
+    Of a latent model its first three channels are red, green and blue, its values enlarged to squares.
+    """
+    if model.latents is None:
+        return _drawn(latent)
+    channels = 3 if len(latent) >= 3 else 1
+    height, width = model.size
+    return _drawn(latent[:channels] / np.float32(DEVIATIONS)).resize((width, height), Image.Resampling.NEAREST)
+
+
 def _draw(job: Job, results: Sequence[Reconstruction], sheet: Path) -> None:
     """Above each other the original as the network takes it, the latent and the reconstruction. Raises OSError."""
     results, model = results[:MOST_SHOWN], job.run.model
 
-    def drawn(values: np.ndarray) -> Image.Image:
-        return to_image(to_uint8(torch.from_numpy(values)[None])[0].numpy())
-
+    caption = "original, latent, reconstruction"
+    if model.latents is not None:
+        shown = min(model.channels, 3)
+        caption = f"original, latent ({shown} of its {model.channels} channels), reconstruction"
+    prompt = job.run.config.sampling.prompt
+    about = f"{model.name}, {len(job.run.timesteps)} steps" + (
+        f", {quoted(prompt, 30)}" if isinstance(prompt, str) else ""
+    )
     rows = []
     for start in range(0, len(results), COLUMNS):
         some = results[start : start + COLUMNS]
-        originals = [drawn(read_input(r.input.path, job.run.model.shape)[1]) for r in some]
-        latents = [drawn(read_latent(open_latents(r.latent), None)) for r in some]
+        originals = [_drawn(read_input(r.input.path, model.shape)[1]) for r in some]
+        latents = [draw_latent(read_latent(open_latents(r.latent), None), model) for r in some]
         rows += [
             Row(originals, [r.input.name for r in some], above=True),
             Row(latents),
             Row([read_own(r.picture) for r in some], [f"error {r.error:.2g}" for r in some]),
         ]
-    wide = len(results) >= FEWEST_FOR_A_CAPTION
-    caption = f"original, latent, reconstruction ({model.name}, {len(job.run.timesteps)} steps)" if wide else ""
-    strip = draw_strip(rows, caption)
+    wide = len(results) >= FEWEST_FOR_A_CAPTION or model.size[1] >= FEWEST_FOR_A_CAPTION * SMALLEST_TILE
+    strip = draw_strip(rows, f"{caption} ({about})" if wide else "", widest=WIDEST)
     described = describe_strip(job.record, None, _facts(results), np.asarray(strip))
     write_atomically(sheet, encode_png(strip, to_text(described)), job.folder.fsync)

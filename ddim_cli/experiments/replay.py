@@ -72,7 +72,7 @@ def product_of(group: Group, grid: tuple[int, ...]) -> Product:
     """What the originals of a group are: pictures of seeds, other pictures, or strips. Raises UsageError."""
     facts = group.first.strip
     if facts is None:
-        return Product() if group.first.item.seed is None else SeedPictures()
+        return SeedPictures() if group.first.item.is_of_a_seed else Product()
     try:
         return Strips(Selection.of_facts(facts, grid))
     except (KeyError, TypeError, ValueError):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddim_cli.errors import UsageError
 from ddim_cli.models.decoders import Decoder
 from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.figures import quoted
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.provenance import strip_inside
 from ddim_cli.outputs.sidecar import describe_strip, to_text
@@ -139,7 +140,9 @@ class Strips(Product):
             animation = encode_gif(images, labels, rests=[len(images) - 1])
             write_atomically(path.with_suffix(".gif"), animation, fsync)
         shown, eta = NAMES[self.selection.show], job.record["sampling"]["eta"]
-        caption = f"{item.label}: {shown} ({job.run.model.name}, {len(self.selection.grid)} steps, eta {eta:g})"
+        prompt = item.conditioning.prompt
+        label = f"{item.label}, {quoted(prompt)}" if isinstance(prompt, str) and prompt else item.label
+        caption = f"{label}: {shown} ({job.run.model.name}, {len(self.selection.grid)} steps, eta {eta:g})"
         strip = draw_strip([Row(images, labels)], caption)
         described = describe_strip(
             item_record(job.record, item, picture.known), item.seed, self.selection.facts(), np.asarray(strip)

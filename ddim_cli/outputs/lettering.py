@@ -25,5 +25,17 @@ def fitting(text: str, size: int, width: int) -> str:
     return shown
 
 
+def wrapped(text: str, size: int, width: int, most: int) -> list[str]:
+    """``text`` in as few lines as have room for it in ``width`` pixels, at most so many; what is beyond is left out."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and len(lines) < most and font(size).getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [fitting(line, size, width) for line in lines]
+
+
 def line_height(size: int) -> int:
     return size + 7

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from ddim_cli.errors import RunError
+from ddim_cli.outputs.parameters import CHUNK as PARAMETERS
 
 CHUNK = "ddim"
 # Files with these endings are pictures, but not those of this tool that show several at once.
@@ -40,13 +41,21 @@ def read_pixels(path: Path | str) -> np.ndarray:
         return to_pixels(image)
 
 
-def encode_png(image: Image.Image, text: str | None = None, software: str | None = None) -> bytes:
-    """The bytes of a PNG; the same image and text give the same bytes. ``software`` is a field of PNG for its maker."""
+def encode_png(
+    image: Image.Image, text: str | None = None, software: str | None = None, parameters: str | None = None
+) -> bytes:
+    """The bytes of a PNG; the same image and texts give the same bytes.
+
+    ``software`` is a field of PNG for its maker, ``parameters`` the text of `parameters.parameters_text`.
+    """
     info = PngImagePlugin.PngInfo()
     if text is not None:
         info.add_itxt(CHUNK, text, zip=True)
     if software is not None:
         info.add_text("Software", software)
+    if parameters is not None:
+        # Latin-1 as tEXt, anything else as iTXt, which is UTF-8: as the tools do that read it.
+        info.add_text(PARAMETERS, parameters)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()

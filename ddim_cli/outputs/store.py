@@ -18,6 +18,7 @@ import numpy as np
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
 from ddim_cli.outputs.figures import shortened
+from ddim_cli.outputs.parameters import parameters_text
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.sidecar import SCHEMA, complete, first_difference, identity, to_text
 
@@ -34,13 +35,15 @@ class PairFolder:
     """``path`` may not exist yet; ``subdirs`` puts every 1,000 seeds into a folder named after the first.
 
     With ``fsync`` a file that is there survives a power cut. ``size`` is (height, width) of the pictures that are to
-    come, where it is known, to be named where it is what differs.
+    come, where it is known, to be named where it is what differs. ``parameters`` has a PNG of a prompt carry the text
+    that other image tools read.
     """
 
     path: Path
     subdirs: bool = False
     fsync: bool = False
     size: tuple[int, int] | None = None
+    parameters: bool = True
 
     def _place(self, name: str, subdirs: bool) -> Path:
         if subdirs and _NUMBER.fullmatch(name):
@@ -210,7 +213,8 @@ class PairFolder:
         path = self.picture(name)
         if path.parent != self.path:
             path.parent.mkdir(exist_ok=True)
-        png = encode_png(to_image(pixels), to_text(described))
+        parameters = parameters_text(described) if self.parameters else None
+        png = encode_png(to_image(pixels), to_text(described), parameters=parameters)
         sidecar_path = path.with_suffix(".json")
         # Another process may be making the same picture, in batches of another size: a pair is of one of them.
         with locked(sidecar_path) as held:

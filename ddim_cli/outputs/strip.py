@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from ddim_cli.outputs.contact_sheet import BACKGROUND, GAP, SMALLEST_TILE
+from ddim_cli.outputs.contact_sheet import BACKGROUND, GAP, SMALLEST_TILE, reduction
 from ddim_cli.outputs.lettering import (
     CAPTION_COLOUR,
     CAPTION_SIZE,
@@ -46,11 +46,17 @@ def enlarged(image: Image.Image, smallest: int = SMALLEST_TILE) -> Image.Image:
     return ground
 
 
-def draw_strip(rows: Sequence[Row], caption: str = "", smallest: int = SMALLEST_TILE) -> Image.Image:
-    """Rows of frames on a dark ground under a caption, RGB; small frames are enlarged by whole pixels."""
-    tiles = [[enlarged(image, smallest) for image in row.images] for row in rows]
+def draw_strip(
+    rows: Sequence[Row], caption: str = "", smallest: int = SMALLEST_TILE, widest: int | None = None
+) -> Image.Image:
+    """Rows of frames on a dark ground under a caption, RGB; small frames are enlarged by whole pixels.
+
+    Where it would be wider than ``widest`` pixels, frames are reduced by a whole number.
+    """
+    columns, line = max(len(row.images) for row in rows), line_height(LABEL_SIZE)
+    less = reduction(rows[0].images[0].width, columns, widest) if widest is not None else 1
+    tiles = [[enlarged(image.reduce(less) if less > 1 else image, smallest) for image in row.images] for row in rows]
     width, height = tiles[0][0].size
-    columns, line = max(map(len, tiles)), line_height(LABEL_SIZE)
     top = MARGIN + (line_height(CAPTION_SIZE) + 3 if caption else 0)
     spaces = [line if any(row.labels) else 0 for row in rows]
     total = top + sum(height + space + GAP for space in spaces) - GAP + MARGIN

@@ -18,6 +18,7 @@ from ddim_cli.outputs.lettering import (
     fitting,
     font,
     line_height,
+    wrapped,
 )
 from ddim_cli.outputs.strip import enlarged
 
@@ -26,6 +27,8 @@ SMALLEST, LARGEST = 64, 192
 # A cell shows so many pictures, or fewer where the sheet would get too wide to be read.
 MOST_A_SIDE, MOST_IN_A_ROW = 3, 8
 WIDEST = 2400
+# Of a column's name.
+MOST_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ def draw_sweep(panels: Sequence[Panel], caption: str, across: int) -> Image.Imag
     left = MARGIN + max(round(font(LABEL_SIZE).getlength(text)) for p in panels for text in ("", *p.rows)) + MARGIN
     columns = max(len(row) for panel in panels for row in panel.blocks)
     total = left + columns * (block[0] + GAP) + MARGIN - GAP
-    heads = [(line if p.heading else 0) + (line if any(p.columns) else 0) for p in panels]
+    names = [[wrapped(text, LABEL_SIZE, block[0] + GAP, MOST_LINES) for text in p.columns] for p in panels]
+    lines = [
+        max(map(len, of_panel), default=0) if any(p.columns) else 0 for p, of_panel in zip(panels, names, strict=True)
+    ]
+    heads = [(line if p.heading else 0) + line * count for p, count in zip(panels, lines, strict=True)]
     bodies = [len(p.blocks) * (block[1] + GAP) for p in panels]
     sheet = Image.new(
         "RGB", (total, MARGIN + line_height(CAPTION_SIZE) + 3 + sum(heads) + sum(bodies) + MARGIN - GAP), BACKGROUND
@@ -89,12 +96,13 @@ def draw_sweep(panels: Sequence[Panel], caption: str, across: int) -> Image.Imag
     title = fitting(caption, CAPTION_SIZE, total - 2 * MARGIN)
     draw.text((MARGIN, MARGIN - 2), title, fill=CAPTION_COLOUR, font=font(CAPTION_SIZE))
     y = MARGIN + line_height(CAPTION_SIZE) + 3
-    for panel, of_panel, head in zip(panels, tiles, heads, strict=True):
+    for panel, of_panel, head, named in zip(panels, tiles, heads, names, strict=True):
         if panel.heading:
             write((left, y + line / 2), panel.heading, total - left, "lm", CAPTION_COLOUR)
-        for column, label in enumerate(panel.columns):
+        for column, texts in enumerate(named):
             x = left + column * (block[0] + GAP)
-            write((x + block[0] / 2, y + head - line / 2), label, block[0] + GAP, "mm")
+            for above, text in enumerate(reversed(texts)):
+                write((x + block[0] / 2, y + head - line / 2 - above * line), text, block[0] + GAP, "mm")
         y += head
         for label, row, images in zip(panel.rows, panel.blocks, of_panel, strict=True):
             inside = block[1] - (line if noted else 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ddim_cli.config.seeds import parse_classes
 from ddim_cli.errors import UsageError
-from ddim_cli.models.conditions import NOTHING, Conditioning
+from ddim_cli.models.conditions import NOTHING, Blend, Conditioning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,6 +139,11 @@ class Item:
     def class_number(self) -> int | None:
         return self.conditioning.class_number
 
+    @property
+    def is_of_a_seed(self) -> bool:
+        """Whether its seed alone tells it from the others of its plan, and names it."""
+        return self.seed is not None and self.name == f"{self.seed:06d}"
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -178,13 +183,14 @@ class Choices:
         one, other = list(by_condition.items())[:2]
         what = "classes" if one[0].class_number != other[0].class_number else "prompt"
         a, b = (each[0].class_number if what == "classes" else repr(each[0].prompt) for each in (one, other))
-        named = "class" if what == "classes" else "prompt"
+        named, plural = ("class", "classes") if what == "classes" else ("prompt", "prompts")
         if seeds is None:
             raise UsageError(
                 f"--{what} names {a} and {b}: pictures that start from no seed take one {named} for all; name one"
             )
         raise UsageError(
-            f"--{what}: the seeds {one[1]} and {other[1]} have {a} and {b}, and there is none between them; name one "
+            f"--{what}: the seeds {one[1]} and {other[1]} have the {plural} {a} and {b}, "
+            f"and there is none between them; name one "
             f"{named}"
         )
 
@@ -198,6 +204,13 @@ def frame_item(name: str, start: Slerp, conditioning: Conditioning) -> Item:
     weight = start.weights[0] if len(start.weights) == 1 else list(start.weights)
     about = {"between": {"seeds": list(start.seeds), "weight": weight}}
     return Item(name, name.replace("_", " "), start, conditioning=conditioning, about=about)
+
+
+def blend_item(name: str, seed: int, blend: Blend, negative_prompt: str | None) -> Item:
+    """The item of a frame between two prompts: the noise of its seed, and what its sidecar says it lies between."""
+    about = {"between_prompts": {"prompts": list(blend.prompts), "weight": blend.weight}}
+    conditioning = Conditioning(None, blend, negative_prompt)
+    return Item(name, name.replace("_", " "), Noise(seed), seed, seed, conditioning, about)
 
 
 def latent_item(start: Latent, conditioning: Conditioning) -> Item:

@@ -121,7 +121,8 @@ def make_job(
         config.runtime.compile == "auto" and is_kept(network_target(run, device, dtype, batch_size))
     )
     record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size, compiled))
-    folder = OutputFolder(output_path(run, record, ending), config.output.subdirs, config.output.fsync, run.model.size)
+    output, path = config.output, output_path(run, record, ending)
+    folder = OutputFolder(path, output.subdirs, output.fsync, run.model.size, output.parameters)
     folder.check_usable()
     return Job(run, plan, shard, device, dtype, batch_size, record, folder, passes)
 

@@ -18,11 +18,20 @@ from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity
 from ddim_cli.outputs.store import read_json
-from ddim_cli.sampling.items import Item, Latent, Slerp, frame_item, latent_item, reconstruction_item, seed_item
+from ddim_cli.sampling.items import (
+    Item,
+    Latent,
+    Slerp,
+    blend_item,
+    frame_item,
+    latent_item,
+    reconstruction_item,
+    seed_item,
+)
 from ddim_cli.sampling.resolve import Run, resolve
 
 # What of the section ``sampling`` is an item's own, and no setting of its run.
-OF_AN_ITEM = ("between", "latent", "inverted")
+OF_AN_ITEM = ("between", "between_prompts", "latent", "inverted")
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,8 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> 
     sampling, name = record["sampling"], path.stem
     try:
         condition = conditioning_of(sampling)
+        if isinstance(condition.prompt, Blend) and record["seed"] is not None:
+            return blend_item(name, record["seed"], condition.prompt, condition.negative_prompt)
         if record["seed"] is not None:
             return seed_item(record["seed"], condition)
         if "between" in sampling:
@@ -198,7 +209,7 @@ def group_originals(originals: Iterable[Original]) -> list[Group]:
     for original in originals:
         runtime = {k: original.runtime.get(k) for k in ("batch_size", "threads", "compile")}
         settings = [run_identity(original.record), runtime, original.record["config"], original.strip]
-        key = json.dumps([settings, original.item.seed is None], sort_keys=True)
+        key = json.dumps([settings, original.item.is_of_a_seed], sort_keys=True)
         # Different pictures may have one name, in folders of their own.
         while any(o.item.name == original.item.name and o.item != original.item for o in groups.get(key, ())):
             key += "+"

@@ -200,3 +200,21 @@ def test_a_picture_is_inspected_without_torch(made, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_picture_of_a_prompt(ddim, tiny_text_model):
+    plain = ("-m", tiny_text_model, "--prompt", "a seven", "--negative-prompt", "thin", "--steps", 2, "--no-compile")
+    assert ddim("sample", *plain, "-n", 1, "-o", "out").exit_code == 0
+    shown = ddim("inspect", "out/000000.png").stdout
+    # Each letter is a token.
+    for row in ("prompt: a seven", "negative prompt: thin", "tokens: 6 of the prompt", "guidance: 7.5"):
+        assert row in shown
+    assert ddim("interpolate", *plain, "--to-prompt", "a two", "--frames", 3, "-o", "frames").exit_code == 0
+    assert 'prompt: between "a seven" and "a two", at 0.5' in ddim("inspect", "frames/frame_001.json").stdout
+    strip = ddim("inspect", "frames/strip.png").stdout
+    assert 'strip: 3 frames between the prompts "a seven", "a two", of seed 0' in strip
+
+
+def test_a_picture_without_a_prompt_says_nothing_of_one(ddim, tiny_model):
+    assert ddim("sample", "-m", tiny_model, "-n", 1, "--steps", 2, "--no-compile", "-o", "out").exit_code == 0
+    assert "prompt" not in ddim("inspect", "out/000000.png").stdout

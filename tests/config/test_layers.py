@@ -158,3 +158,10 @@ def test_the_starter_sets_what_it_is_given(toml):
 @pytest.mark.parametrize("value", [1e-05, 1.0, 3, True, 'a\n"b"\x7f', [1, 2], 1e22])
 def test_toml_values(value):
     assert tomli.loads(f"v = {toml_value(value)}")["v"] == value
+
+
+@pytest.mark.parametrize("key", ["prompt", "negative_prompt"])
+def test_a_prompt_that_is_no_text_is_refused(key):
+    """A terminal may hand over any bytes; a sidecar is UTF-8."""
+    with pytest.raises(ConfigError, match=f"sampling.{key} = .*is no UTF-8 text"):
+        flags_layer({f"sampling.{key}": (f"--{key}", "\udcff a")})

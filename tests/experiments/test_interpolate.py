@@ -250,3 +250,114 @@ def test_all_frames_take_the_one_class(ddim, tmp_path):
 
 def test_between_is_needed(ddim):
     assert ddim("interpolate").exit_code == 2
+
+
+def prompts(model, *more, steps=5):
+    plain = ("-b", 4, "--steps", steps, "--frames", 5, "--no-compile", "-o", "out")
+    return ("interpolate", "-m", model, "--prompt", "a thin one", "--to-prompt", "a bold seven", *plain, *more)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_at_the_prompts_frames_are_the_pictures_of_sample(ddim, tiny_text_model, tmp_path, eta):
+    more = ("--eta", eta, "--negative-prompt", "thick")
+    result = ddim(*prompts(tiny_text_model, "--seed", 3, *more))
+    assert result.exit_code == 0, result.stderr
+    for frame, prompt in ((0, "a thin one"), (4, "a bold seven")):
+        command = ("sample", "-m", tiny_text_model, "--prompt", prompt, "--seeds", "3,5,6,7", "-b", 4, "--steps", 5)
+        assert ddim(*command, *more, "--no-compile", "-o", prompt).exit_code == 0
+        own = pixels(tmp_path / prompt / "000003.png")
+        assert np.array_equal(pixels(tmp_path / "out" / f"frame_{frame:03d}.png"), own)
+
+
+def test_a_frame_between_prompts_is_of_the_embedding_between(ddim, tiny_text_model, tmp_path):
+    """By diffusers' own pipeline, from embeddings that are interpolated here by hand."""
+    from diffusers import StableDiffusionPipeline
+
+    assert ddim(*prompts(tiny_text_model, "--seed", 3)).exit_code == 0
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_text_model, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        embeddings = [pipeline.encode_prompt(p, "cpu", 1, True) for p in ("a thin one", "a bold seven")]
+    [(first, empty), (second, _)] = embeddings
+    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(3))
+    made = pipeline(
+        prompt_embeds=0.75 * first + 0.25 * second,
+        negative_prompt_embeds=empty,
+        latents=latents,
+        num_inference_steps=5,
+        guidance_scale=7.5,
+        output_type="np",
+    ).images[0]
+    assert abs(pixels(tmp_path / "out" / "frame_001.png") - (made * 255).round()).max() <= 1
+
+
+def test_what_a_frame_between_prompts_says(ddim, tiny_text_model, tmp_path):
+    told = json.loads(ddim(*prompts(tiny_text_model, "--seed", 3, "--json", "--gif")).stdout)
+    assert told["prompts"] == ["a thin one", "a bold seven"]
+    assert (told["shape"], told["seed"], told["frames"], told["made"]) == ("prompts", 3, 5, 5)
+    assert (tmp_path / "out" / "strip.gif").exists()
+    sidecar = json.loads((tmp_path / "out" / "frame_001.json").read_text())
+    assert sidecar["seed"] == 3
+    assert sidecar["sampling"]["between_prompts"] == {"prompts": ["a thin one", "a bold seven"], "weight": 0.25}
+    assert "prompt" not in sidecar["sampling"]
+    checked = ddim("replay", *(f"out/frame_00{n}.json" for n in range(5)), "--check")
+    assert "5 with equal hashes" in checked.stdout
+    assert ddim("verify", "out").exit_code == 0
+    # Another seed, or another prompt, is of another folder.
+    assert "frame_000.json was made with" not in ddim(*prompts(tiny_text_model, "--seed", 3)).stderr
+    other = ddim(*prompts(tiny_text_model, "--seed", 3, "--to-prompt", "a third"))
+    assert (other.exit_code, "sampling.prompts" in other.stderr) == (2, True)
+
+
+def test_another_seed_is_not_taken_for_the_frames_that_are_there(ddim, tiny_text_model):
+    assert ddim(*prompts(tiny_text_model, "--seed", 3)).exit_code == 0
+    other = ddim(*prompts(tiny_text_model, "--seed", 4))
+    assert (other.exit_code, "seed 3" in other.stderr) == (2, True), other.stderr
+
+
+def test_seeds_with_one_prompt(ddim, tiny_text_model, tmp_path):
+    model = ("-m", tiny_text_model, "--prompt", "seven", "--steps", 3, "-b", 4, "--no-compile")
+    assert ddim("interpolate", *model, "--between", "3,8", "--frames", 3, "-o", "out").exit_code == 0
+    assert ddim("sample", *model, "--seeds", "3,8,9,10", "-o", "own").exit_code == 0
+    for frame, seed in ((0, 3), (2, 8)):
+        own = pixels(tmp_path / "own" / f"{seed:06d}.png")
+        assert np.array_equal(pixels(tmp_path / "out" / f"frame_{frame:03d}.png"), own)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "say between what: seeds, --between 3,8; or prompts"),
+        (("--between", "3,8", "--prompt", "a", "--to-prompt", "b"), "keep one"),
+        (("--between", "3,8", "--seed", 4), "--seed is for frames between prompts"),
+        (("--to-prompt", "b"), "needs the one prompt to begin with, as --prompt, and none is given"),
+        (("--prompt", "a", "--prompt", "c", "--to-prompt", "b"), "and 2 are given"),
+        (("--prompt", "a", "--to-prompt", "a"), "from a prompt to itself there is nothing to see"),
+        (("--prompt", "a", "--to-prompt", "b", "--square"), "--square is of four seeds"),
+        (("--prompt", "a", "--to-prompt", "b", "--frames", 1), "it takes at least 2"),
+        (("--prompt", "a", "--to-prompt", "b", "--frames", 10_001), "10,000 is the most"),
+        (("--prompt", "a", "--to-prompt", "b", "--seed", -1), "--seed: sampling.seed = -1 is not allowed"),
+        (("--prompt", "a", "--to-prompt", "b"), "is for text-to-image models"),
+    ],
+)
+def test_what_makes_no_way_between_prompts(ddim, args, message):
+    refused = ddim("interpolate", *args)
+    assert refused.exit_code == 2
+    assert message in refused.stderr
+
+
+def test_between_prompts_from_python(tiny_text_model, tmp_path):
+    from ddim_cli.errors import UsageError
+    from ddim_cli.experiments.interpolate import interpolate
+
+    config = {"sampling": {"steps": 2, "seed": 7}, "runtime": {"compile": False}}
+    found = interpolate(prompts=("a", "b", "c"), frames=3, config=config, model=tiny_text_model, out=tmp_path / "out")
+    assert [frame.name for frame in found.frames] == [f"frame_{n:03d}.png" for n in range(5)]
+    sidecars = [json.loads(frame.with_suffix(".json").read_text()) for frame in found.frames]
+    assert {sidecar["seed"] for sidecar in sidecars} == {7}
+    between = [sidecar["sampling"]["between_prompts"] for sidecar in sidecars]
+    assert [(b["prompts"], b["weight"]) for b in between] == [
+        (["a", "b"], 0.0), (["a", "b"], 0.5), (["a", "b"], 1.0), (["b", "c"], 0.5), (["b", "c"], 1.0),
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="at least two prompts"):
+        interpolate(prompts=("a",), config=config, model=tiny_text_model)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.diffusion.betas import make_alpha_bars
@@ -368,3 +368,92 @@ def test_a_class_conditional_network_takes_one_class_for_all(ddim, pictures, tmp
     refused = ddim(*command("conditional", "--classes", "0-3"))
     assert refused.exit_code == 2
     assert "one class for all; name one" in refused.stderr
+
+
+def text_command(model, *more, out="out", steps=5):
+    plain = ("-b", 4, "--steps", steps, "--no-compile", "-o", out)
+    return ("invert", "-m", model, "pictures", "--prompt", "a seven", *plain, *more)
+
+
+def test_a_latent_model_inverts_what_its_autoencoder_makes_of_a_picture(ddim, tiny_text_model, pictures, tmp_path):
+    """By diffusers' own parts: the encoder's mode, times the scale, up the grid and what decodes from it."""
+    from diffusers import StableDiffusionPipeline
+
+    draw(pictures / "a.png", 1, (64, 64))
+    result = ddim(*text_command(tiny_text_model, "--json"))
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["turned_off"] == ["sampling.guidance_scale"]
+    latent = load_file(tmp_path / "out" / "a.latent.safetensors")["latent"]
+    assert latent.shape == (4, 32, 32)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_text_model, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = torch.from_numpy(pixels(pictures / "a.png").astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        x = pipeline.vae.encode(picture).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        text, _ = pipeline.encode_prompt("a seven", "cpu", 1, False)
+        alpha_bar = pipeline.scheduler.alphas_cumprod
+        grid = [1, 201, 401, 601, 801]
+        for lower, t in zip([None, *grid], grid, strict=False):
+            # A step up asks the network at the level at which it starts.
+            a = alpha_bar[0] if lower is None else alpha_bar[lower]
+            epsilon = pipeline.unet(x, 0 if lower is None else lower, encoder_hidden_states=text).sample
+            x0 = (x - (1 - a).sqrt() * epsilon) / a.sqrt()
+            x = alpha_bar[t].sqrt() * x0 + (1 - alpha_bar[t]).sqrt() * epsilon
+        # Five steps of float32, each with some hundred roundings of 6e-8.
+        assert (latent - x[0]).abs().max() <= 1e-4 * x.abs().max()
+        more = {"num_inference_steps": 5, "guidance_scale": 1.0, "output_type": "latent"}
+        back = pipeline("a seven", latents=latent[None], **more).images / pipeline.vae.config.scaling_factor
+        decoded = pipeline.vae.decode(back).sample
+    # Of pictures, neither clipped nor rounded.
+    [facts] = [p for p in told["pictures"] if p["file"].endswith("a.png")]
+    assert facts["error"] == pytest.approx(((decoded - picture) / 2).square().mean().item(), rel=1e-3)
+
+
+def test_guidance_of_an_inversion(ddim, tiny_text_model, pictures, tmp_path):
+    usual = ddim(*text_command(tiny_text_model, steps=2))
+    assert "turned off, as inversion with guidance drifts: sampling.guidance_scale" in usual.stderr
+    sidecar = json.loads((tmp_path / "out" / "a.recon.json").read_text())
+    assert "guidance_scale" not in sidecar["sampling"]
+    assert sidecar["sampling"]["prompt"] == "a seven"
+    asked = ddim(*text_command(tiny_text_model, "--guidance-scale", 3, out="guided", steps=2))
+    assert (asked.exit_code, "turned off" in asked.stderr) == (0, False)
+    assert "warning: inversion with guidance drifts" in asked.stderr
+    sidecar = json.loads((tmp_path / "guided" / "a.recon.json").read_text())
+    assert sidecar["sampling"]["guidance_scale"] == 3
+    several = ddim(*text_command(tiny_text_model, "--prompt", "a two"))
+    assert (several.exit_code, "--prompt names 'a seven' and 'a two'" in several.stderr) == (2, True)
+
+
+def test_latents_of_a_latent_model_are_sampled_with_a_prompt(ddim, tiny_text_model, pictures, tmp_path):
+    assert ddim(*text_command(tiny_text_model)).exit_code == 0
+    plain = ("--no-compile", "-b", 4)
+    assert ddim("sample", "--latents", "out", *plain, "-o", "same").exit_code == 0
+    for name in "abcde":
+        again, before = tmp_path / "same" / f"{name}.latent.png", tmp_path / "out" / f"{name}.recon.png"
+        assert np.array_equal(pixels(again), pixels(before))
+    other = ddim("sample", "--latents", "out", "--prompt", "a two", *plain, "-o", "other")
+    assert "was made with sampling.prompt = a seven, and is sampled with a two" in other.stderr
+    assert not np.array_equal(pixels(tmp_path / "other/a.latent.png"), pixels(tmp_path / "same/a.latent.png"))
+    assert "3 x 64 x 64" not in ddim("sample", "--latents", "out", "-m", tiny_text_model, "--dry-run").stderr
+    checked = ddim("replay", "out/a.recon.json", "other/a.latent.json", "--check", "--latents", "out")
+    assert "2 with equal hashes" in checked.stdout
+
+
+def test_latents_of_a_latent_model_are_drawn_as_colours(ddim, tiny_text_model, pictures, tmp_path):
+    assert ddim(*text_command(tiny_text_model)).exit_code == 0
+    sheet = pixels(tmp_path / "out" / "inverted.png")
+    # A caption, names, then pictures of 64 pixels doubled, six pixels apart; latents are in the second of three rows.
+    top = 10 + 22 + 3 + 20 + 128 + 6
+    drawn = sheet[top : top + 128, 10 : 10 + 128]
+    latent = load_file(tmp_path / "out" / "a.latent.safetensors")["latent"][:3]
+    expected = ((latent / 3 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(drawn, expected.repeat(4, 0).repeat(4, 1))
+
+
+def test_a_latent_of_another_shape(ddim, tiny_text_model, tmp_path):
+    """That of the pictures is not that of the states."""
+    save_file({"latent": torch.zeros(3, 64, 64)}, tmp_path / "mine.safetensors")
+    refused = ddim("sample", "-m", tiny_text_model, "--prompt", "a", "--latents", "mine.safetensors")
+    assert refused.exit_code == 2
+    assert "its latents are 3 x 64 x 64 (C x H x W), and tiny-text takes 4 x 32 x 32" in refused.stderr

@@ -16,6 +16,8 @@ from ddim_cli.sampling.loop import Stepper
 DIGITS = Path(__file__).parent.parent / "data" / "digits"
 LATENTS = Path(__file__).parent.parent / "data" / "half"
 PLAIN = ("--steps", 3, "--no-compile", "-b", 2)
+# Stands for the directory of a text-to-image model.
+TEXT = object()
 # Each with the number of its pictures, a file that it makes last, and one that can be replayed.
 COMMANDS = {
     "sample": (("sample", "-n", 5), 5, "grid.png", "000003.json"),
@@ -23,9 +25,13 @@ COMMANDS = {
                 "grid.png", "1.latent.json"),
     "interpolate": (("interpolate", "--between", "3,8", "--frames", 5), 5, "strip.png", "frame_003.json"),
     "interpolate --gif": (("interpolate", "--between", "3,8", "--frames", 3, "--gif"), 3, "strip.gif", "frame_001.png"),
+    "prompts": (("interpolate", "-m", TEXT, "--prompt", "a", "--to-prompt", "b c", "--seed", 4, "--eta", 0.5,
+                 "--frames", 5), 5, "strip.png", "frame_003.json"),
     "trajectory": (("trajectory", "--seeds", "0-4"), 5, None, "000003.x0.png"),
     "trajectory xt": (("trajectory", "--seeds", "2,9", "--show", "xt", "--eta", 1), 2, None, "000009.xt.png"),
     "invert": (("invert", *(DIGITS / f"{i}.png" for i in range(3))), 3, "inverted.png", "1.recon.json"),
+    "invert text": (("invert", "-m", TEXT, "--prompt", "a", *(DIGITS / f"{i}.png" for i in range(3))), 3,
+                    "inverted.png", "1.recon.json"),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", COMMANDS)
 
@@ -37,6 +43,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def ddim(ddim, tiny_text_model):
+    return lambda *args: ddim(*(tiny_text_model if arg is TEXT else arg for arg in args))
+
+
+@pytest.fixture
+def start(start, tiny_text_model):
+    return lambda *args, **more: start(*(tiny_text_model if arg is TEXT else arg for arg in args), **more)
 
 
 def run(ddim, name, *more, out="out"):
@@ -55,7 +71,8 @@ def files(folder):
 def test_a_dry_run_writes_nothing(ddim, name, tmp_path):
     _, count, *_ = COMMANDS[name]
     plan = run(ddim, name, "--dry-run")
-    assert (plan["images"], plan["present"], len(plan["files"]), plan["timesteps"]) == (count, 0, count, [666, 333, 0])
+    grid = [667, 334, 1] if TEXT in COMMANDS[name][0] else [666, 333, 0]
+    assert (plan["images"], plan["present"], len(plan["files"]), plan["timesteps"]) == (count, 0, count, grid)
     assert not (tmp_path / "out").exists()
     run(ddim, name)
     plan = run(ddim, name, "--dry-run")
@@ -78,7 +95,7 @@ def test_two_shards_are_one_run(ddim, name, tmp_path):
 def test_a_run_that_is_interrupted_goes_on(ddim, name, tmp_path, monkeypatch):
     _, count, last, _ = COMMANDS[name]
     run(ddim, name, out="whole")
-    whole, steps, of_a_batch = Stepper.step, [], 6 if name == "invert" else 3
+    whole, steps, of_a_batch = Stepper.step, [], 6 if "invert" in name else 3
 
     def interrupted(self, noise):
         steps.append(noise)
@@ -120,7 +137,7 @@ Stepper.step = step
 def test_a_run_that_is_killed_goes_on(ddim, start, name, tmp_path):
     command, count, *_ = COMMANDS[name]
     run(ddim, name, out="whole")
-    last = (8 if name == "invert" else 5) if count > 2 else 2
+    last = (8 if "invert" in name else 5) if count > 2 else 2
     killed = start(*command, *PLAIN, "-o", "out", before=SUICIDE.format(last=last))
     assert killed.wait() == -signal.SIGKILL
     again = run(ddim, name)

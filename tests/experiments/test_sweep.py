@@ -457,3 +457,58 @@ def test_three_axes_are_panels(ddim, tiny_model, tmp_path):
     assert len(found["cells"]) == 8
     with Image.open(tmp_path / "out" / "sweep.png") as sheet:
         assert sheet.height > 4 * 64
+
+
+LONG = "a seven, drawn with a thick pen on a large sheet of white paper"
+
+
+def test_prompts_as_an_axis(ddim, tiny_text_model, tmp_path):
+    """The model takes text, and only the axis says which."""
+    model = ("-m", tiny_text_model, "--steps", 2, "-n", 2, "--no-compile")
+    axes = ("--axis", f'prompt="{LONG}, bold","{LONG}, thin","a/../two"', "--axis", "guidance_scale=1,7.5")
+    result = ddim("sweep", *model, *axes, "-o", "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    cells = json.loads(result.stdout)["cells"]
+    assert [cell["set"]["sampling.prompt"] for cell in cells[::2]] == [f"{LONG}, bold", f"{LONG}, thin", "a/../two"]
+    folders = [cell["folder"] for cell in cells]
+    assert folders[0] == "prompt=a-seven-drawn-with-a-thic..paper-bold,guidance_scale=1"
+    assert len(set(folders)) == 6
+    # Nothing lies outside the sweep's folder, or deeper.
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*folders, "sweep.json", "sweep.png"}
+    alone = ("sample", *model, "--prompt", f"{LONG}, thin", "--guidance-scale", 7.5, "-o", "alone")
+    assert ddim(*alone).exit_code == 0
+    assert hashes(tmp_path / "alone") == hashes(tmp_path / "out" / folders[3]) != {}
+    again = json.loads(ddim("sweep", *model, *axes, "-o", "out", "--json").stdout)
+    assert (again["made"], again["present"]) == (0, 12)
+
+
+def test_negative_prompts_and_lists_of_prompts_are_axes_too(ddim, tiny_text_model, tmp_path):
+    (tmp_path / "sweep.toml").write_text(
+        '[sweep]\nprompt = [["a", "b"], ["c\\nd"]]\nnegative_prompt = ["", "thin, or bold"]\nguidance_rescale = [0.0]'
+    )
+    result = ddim("sweep", "-c", "sweep.toml", "-m", tiny_text_model, "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    titles = [cell["title"] for cell in json.loads(result.stdout)["cells"]]
+    assert titles == [
+        'prompt=a | b, negative_prompt="", guidance_rescale=0.0',
+        "prompt=a | b, negative_prompt=thin, or bold, guidance_rescale=0.0",
+        'prompt=c d, negative_prompt="", guidance_rescale=0.0',
+        "prompt=c d, negative_prompt=thin, or bold, guidance_rescale=0.0",
+    ]
+
+
+def test_prompts_whose_quotes_the_shell_took(ddim, tiny_text_model):
+    refused = ddim("sweep", "-m", tiny_text_model, "--axis", "prompt=a seven,a two", "--dry-run")
+    assert refused.exit_code == 2
+    assert """--axis 'prompt="a seven","a two, bold"'""" in refused.stderr
+    words = ddim("sweep", "-m", tiny_text_model, "--axis", "prompt=seven,two", "--dry-run", "--json")
+    assert [cell["title"] for cell in json.loads(words.stdout)["cells"]] == ["prompt=seven", "prompt=two"]
+
+
+def test_long_names_of_columns_are_wrapped():
+    image = Image.new("L", (28, 28))
+    short, long = (
+        draw_sweep([Panel([[Block([image])]], [name], ["b"])], "caption", 1) for name in ("a=1", f"prompt={LONG}")
+    )
+    # Two lines more, each of thirteen pixels and seven between; the width is that of the pictures.
+    assert (long.width, long.height) == (short.width, short.height + 2 * 20)

@@ -225,3 +225,20 @@ def test_a_network_that_fails_is_named_by_its_seed(ddim, tiny_model, monkeypatch
     result = ddim(*command(tiny_model))
     assert result.exit_code == 1
     assert "seed 0: NaN at step 1 of 12 (timestep 913)" in result.stderr
+
+
+def test_a_latent_model_shows_decoded_pictures_and_the_prompt(ddim, tiny_text_model, tmp_path):
+    # With the model's own alpha the last step leaves a little noise, and its x0 is not quite the picture.
+    plain = ("-m", tiny_text_model, "--prompt", "a seven", "--seeds", "3", "--steps", 4, "--no-compile")
+    plain = (*plain, "--set", "scheduler.set_alpha_to_one=true")
+    assert ddim("trajectory", *plain, "-o", "out").exit_code == 0
+    assert ddim("sample", *plain, "-o", "own").exit_code == 0
+    with Image.open(tmp_path / "out" / "000003.x0.png") as strip, Image.open(tmp_path / "own" / "000003.png") as own:
+        assert set(strip.info) == {"ddim"}
+        assert json.loads(strip.info["ddim"])["sampling"]["prompt"] == "a seven"
+        # Four frames of 64 pixels doubled, under a caption; the last is the picture itself.
+        assert strip.size[0] == 2 * 10 + 4 * 128 + 3 * 6
+        last = np.asarray(strip)[35 : 35 + 128, -138:-10]
+        assert np.array_equal(last, np.asarray(own).repeat(2, 0).repeat(2, 1))
+    checked = ddim("replay", "out/000003.x0.png", "--check")
+    assert "1 with equal hashes" in checked.stdout

@@ -116,3 +116,13 @@ def test_contact_sheet(count, tiles):
     assert sheet.getpixel((GAP, GAP)) == (255, 255, 255)
     assert sheet.getpixel((0, 0)) != (255, 255, 255)
     assert contact_sheet([Image.new("RGB", (256, 128))]).size == (256 + 2 * GAP, 128 + 2 * GAP)
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "tile"), [(28, 64, 112), (256, 64, 256), (512, 4, 512), (512, 64, 256), (1024, 64, 256)]
+)
+def test_a_sheet_of_large_pictures_is_reduced_by_a_whole_number(side, count, tile):
+    columns = round(count**0.5)
+    sheet = contact_sheet([Image.new("RGB", (side, side), (9, 9, 9))] * count)
+    assert sheet.size == (columns * (tile + GAP) + GAP,) * 2
+    assert contact_sheet([Image.new("L", (side, side))] * 3, columns=3, widest=None).width >= 3 * side

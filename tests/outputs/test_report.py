@@ -346,3 +346,19 @@ def test_files_that_cannot_be_written(ddim, copied, tmp_path):
     assert ddim("report", copied, "-o", tmp_path / "nowhere" / "a.html").exit_code == 2
     assert ddim("report", copied, "-o", tmp_path).exit_code == 2
     assert ddim("report", copied, "-o", tmp_path / ("x" * 300)).exit_code == 2
+
+
+def test_prompts_are_among_the_facts_and_frames_between_them_have_labels(ddim, tiny_text_model, tmp_path):
+    from ddim_cli.outputs.report.contents import Links
+    from ddim_cli.outputs.report.page import contents
+
+    plain = ("-m", tiny_text_model, "--prompt", "a seven", "--negative-prompt", "thin", "--steps", 2, "--no-compile")
+    assert ddim("sample", *plain, "-n", 2, "-o", "one").exit_code == 0
+    assert ddim("sample", *plain, "--prompt", "a two", "-n", 2, "-o", "two").exit_code == 0
+    assert ddim("interpolate", *plain, "--to-prompt", "a two", "--frames", 3, "-o", "between").exit_code == 0
+    found = {name: contents(tmp_path / name, Links(tmp_path))["sets"][0] for name in ("one", "two", "between")}
+    facts = {name: dict(one["facts"]) for name, one in found.items()}
+    assert (facts["one"]["prompt"], facts["one"]["negative prompt"]) == ("a seven", "thin")
+    assert facts["two"]["prompt"] == "2 prompts"
+    labels = [picture[-1] for picture in found["between"]["pictures"]]
+    assert labels[1] == 'between "a seven" and "a two", at 0.5'

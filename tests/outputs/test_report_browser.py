@@ -449,3 +449,61 @@ def test_text_can_be_read_on_its_ground(page, sweep_page, dark):
         browser = page(sweep_page, f"#view={view}", width=390, dark=dark)
         assert browser.ask(script) == [], view
         assert browser.ask("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.fixture(scope="module")
+def text_page(run_folder, tmp_path_factory):
+    """A hundred pictures of four prompts, one of which would be HTML, and a negative prompt."""
+    manifest = json.loads((run_folder / "run.json").read_text())
+    record = {name: manifest[name] for name in ("sampling", "scheduler", "model", "runtime", "config")}
+    prompts = ["A bold seven", "a thin one", "<b>two</b>, thin", "ein 数字"]
+    record["sampling"] = {**record["sampling"], "prompts": prompts, "negative_prompt": "blurred"}
+    folder = OutputFolder(tmp_path_factory.mktemp("pages") / "text")
+    folder.create()
+    folder.start(range(100), record, complete=False)
+    for seed in range(100):
+        pixels = np.full((8, 8, 3), seed, np.uint8)
+        its = {**record, "sampling": {**record["sampling"], "prompt": prompts[seed % 4]}}
+        folder.write(seed, describe_picture(its, seed, pixels), pixels, 0.1, identity(its))
+    return report(folder.path)
+
+
+def test_prompts_are_shown_and_searched(page, text_page):
+    browser = page(text_page)
+    prompt = "#gallery li:nth-child({}) .prompt"
+    shown = [browser.ask(f"document.querySelector({prompt.format(n)!r}).textContent") for n in (1, 3, 4)]
+    assert shown == ["A bold seven", "<b>two</b>, thin", "ein 数字"]
+    # From anywhere, by the keyboard alone; each word narrows, whatever its case.
+    browser.press("/")
+    for typed, count in (("THIN", "50 of 100"), (" two", "25 of 100")):
+        browser.type(typed)
+        assert browser.ask(COUNT) == count
+    assert browser.ask("document.activeElement.id") == "search"
+    assert browser.ask(HASH).replace("+", " ") == "#search=THIN two"
+    browser.press("Escape")
+    assert browser.ask(COUNT) == "100 images"
+    for fragment, count in (
+        ("#search=blurred", "100 images"),
+        ("#search=数字", "25 of 100"),
+        ("#search=xyz", "0 of 100"),
+    ):
+        assert page(text_page, fragment).ask(COUNT) == count
+    assert "left by the filter" in browser.ask("document.querySelector('#empty').textContent")
+
+
+def test_a_picture_tells_its_prompts(page, text_page):
+    browser = page(text_page, "#search=two&seed=2")
+    assert browser.ask("[...document.querySelectorAll('#prompts > *')].map(e => e.textContent)") == [
+        "Prompt", "<b>two</b>, thin", "Negative prompt", "blurred",
+    ]  # fmt: skip
+    # The pictures that are gone through are those that were found.
+    browser.press("ArrowRight")
+    assert browser.ask(TITLE) == "Seed 6"
+
+
+def test_a_page_without_prompts_has_no_search(page, run_page):
+    browser = page(run_page)
+    assert browser.ask("document.querySelector('#search-field').hidden")
+    assert not browser.ask("document.querySelector('#gallery .prompt')")
+    browser.press("/")
+    assert browser.ask("document.activeElement.id") == "filter"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ddim_cli.outputs.contact_sheet import BACKGROUND, GAP
-from ddim_cli.outputs.lettering import LABEL_SIZE, MARGIN, fitting, font, line_height
+from ddim_cli.outputs.lettering import LABEL_SIZE, MARGIN, fitting, font, line_height, wrapped
 from ddim_cli.outputs.strip import FRAME_MS, REST_MS, Row, draw_strip, encode_gif, enlarged
 
 WHITE = Image.new("L", (32, 32), 255)
@@ -67,3 +67,25 @@ def test_an_animation_has_its_frames_in_order_and_rests():
             animation.seek(i)
             assert animation.convert("RGB").getpixel((100, 100)) == (shade,) * 3
             assert animation.info["duration"] == (REST_MS if i == 2 else FRAME_MS)
+
+
+@pytest.mark.parametrize(("widest", "side"), [(None, 512), (4 * 518 + 6, 512), (4 * 518 + 5, 256), (800, 171)])
+def test_frames_are_reduced_by_whole_numbers_where_a_strip_would_be_too_wide(widest, side):
+    strip = draw_strip([Row([Image.new("RGB", (512, 512))] * 4)], widest=widest)
+    assert strip.width == 2 * MARGIN + 4 * side + 3 * GAP
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"), [("a b", ["a b"]), ("", [""]), ("aaaa bbbb cccc", ["aaaa", "bbbb", "cccc"])]
+)
+def test_wrapped(text, lines):
+    width = int(font(LABEL_SIZE).getlength("aaaa b"))
+    assert wrapped(text, LABEL_SIZE, width, 3) == lines
+
+
+def test_what_is_beyond_the_last_line_is_left_out():
+    width = int(font(LABEL_SIZE).getlength("aaaa b"))
+    first, second = wrapped("aaaa bbbb cccc dddd", LABEL_SIZE, width, 2)
+    assert first == "aaaa"
+    assert ".." in second
+    assert font(LABEL_SIZE).getlength(second) <= width

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from ddim_cli.config.seeds import Seeds
 from ddim_cli.errors import UsageError
-from ddim_cli.outputs.figures import speed_text
+from ddim_cli.outputs.figures import quoted, speed_text
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.report.records import Records
@@ -170,8 +170,11 @@ def _read_record(source: Source) -> tuple[Mapping[str, Any] | None, str | None]:
 
 
 def _label(record: Mapping[str, Any] | None) -> str | None:
-    """Of a frame between seeds, where it lies."""
-    between = section(record, "sampling").get("between")
+    """Of a frame between seeds or prompts, where it lies."""
+    between, prompts = (section(record, "sampling").get(key) for key in ("between", "between_prompts"))
+    if isinstance(prompts, dict) and isinstance(prompts.get("weight"), (int, float)):
+        named = " and ".join(quoted(str(prompt)) for prompt in prompts.get("prompts") or [])
+        return f"between {named}, at {prompts['weight']:.2g}"
     if not isinstance(between, dict) or not isinstance(between.get("seeds"), list):
         return None
     weights = between.get("weight")
@@ -254,12 +257,20 @@ def facts(folder: OutputFolder, pictures: PictureSet) -> list[tuple[str, str]]:
         "spacing": _text(section(record, "scheduler").get("timestep_spacing")),
         "eta": "large variance" if sampling.get("variance") == "large" else _text(sampling.get("eta")),
         "guidance": _text(sampling.get("guidance_scale")),
+        "prompt": _prompts(sampling),
+        "negative prompt": _text(sampling.get("negative_prompt")),
         "size": f"{size[0]} x {size[1]}" if size else None,
         "speed": rate_text(totals.get("images_per_second")),
         "device": " in ".join(filter(None, (_text(runtime.get("device")), _text(runtime.get("dtype"))))) or None,
         "date": (_text(record.get("created")) or "")[:10] or None,
     }
     return [(name, value) for name, value in rows.items() if value is not None]
+
+
+def _prompts(sampling: Mapping[str, Any]) -> str | None:
+    """The prompt of all pictures, or how many there are."""
+    several = sampling.get("prompts")
+    return f"{len(several)} prompts" if isinstance(several, list) else _text(sampling.get("prompt"))
 
 
 def _images(pictures: PictureSet) -> str:

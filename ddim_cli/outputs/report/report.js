@@ -3,7 +3,7 @@
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
   const isSweep = data.kind === "sweep";
-  const LABEL = 19, GAP = 10, ALL = "";
+  const GAP = 10, ALL = "";
 
   // ---- What there is -------------------------------------------------------------------------------------------
 
@@ -18,8 +18,10 @@
     /** The text of one value, undefined where the record has none. */
     value(...path) {
       const group = this.set.groups[this.group];
-      const at = group ? group.paths.findIndex((own) => own.length === path.length && own.every((key, i) => key === path[i])) : -1;
-      return at < 0 ? undefined : this.text(group, at);
+      if (!group) return undefined;
+      group.places ??= new Map(group.paths.map((own, at) => [JSON.stringify(own), at]));
+      const at = group.places.get(JSON.stringify(path));
+      return at === undefined ? undefined : this.text(group, at);
     }
     text(group, at) { return group.texts[at] ?? this.row[group.varying.indexOf(at)]; }
 
@@ -42,8 +44,21 @@
       const text = this.value("sampling", "class");
       return text === undefined || text === "null" ? undefined : text;
     }
+    /** A text that it was made from; undefined where there is none. */
+    sentence(key) {
+      const text = this.value("sampling", key);
+      return text?.startsWith('"') ? JSON.parse(text) : undefined;
+    }
+    get prompt() { return this.sentence("prompt"); }
+    get negative() { return this.sentence("negative_prompt"); }
+
+    /** What a search looks through, in lower case; made when it is first looked through. */
+    get words() {
+      this.found ??= [this.prompt, this.negative, this.value("sampling", "between_prompts", "prompts"), this.label, this.name].filter(Boolean).join("\n").toLowerCase();
+      return this.found;
+    }
     describe() {
-      return [this.name, this.label, this.class && `class ${this.class}`, this.set.about].filter(Boolean).join(", ");
+      return [this.name, this.label, this.class && `class ${this.class}`, this.prompt, this.set.about].filter(Boolean).join(", ");
     }
   }
 
@@ -56,6 +71,9 @@
   const byPlace = new Map(sets.map((set) => [String(set.at), set]));
   const classes = [...new Set(sets.flatMap((set) => set.pictures.map((p) => p.class)))].filter((c) => c !== undefined)
     .sort((a, b) => Number(a) - Number(b));
+  const hasPrompts = sets.some((set) => set.pictures.some((picture) => picture.prompt !== undefined));
+  const searches = hasPrompts || sets.some((set) => set.pictures.some((picture) => picture.label));
+  const LABEL = hasPrompts ? 36 : 19;
   const scored = sets.filter((set) => set.score);
   const scores = scored.map((set) => set.score.value);
   const best = Math.min(...scores), worst = Math.max(...scores);
@@ -90,7 +108,7 @@
   const views = isSweep ? [["side", "Side by side"], ["gallery", "Gallery"], ["table", "Table"]] : [["gallery", "Gallery"]];
   const EACH = 4;
   const start = () => ({
-    view: views[0][0], at: data.axes.map(() => 0), set: 0, seeds: ALL, class: ALL, open: null,
+    view: views[0][0], at: data.axes.map(() => 0), set: 0, search: ALL, seeds: ALL, class: ALL, open: null,
     across: 0, down: data.axes.length > 1 ? 1 : -1, each: EACH,
   });
   let state = start();
@@ -106,6 +124,7 @@
     if (at.length === fresh.at.length && at.every((i, axis) => Number.isInteger(i) && data.axes[axis].values[i] !== undefined)) fresh.at = at;
     const other = sets.findIndex((one) => one.name === found.get("set"));
     if (other > 0 && !isSweep) fresh.set = other;
+    fresh.search = (searches && found.get("search")) || ALL;
     fresh.seeds = found.get("seeds") ?? ALL;
     if (classes.includes(found.get("class"))) fresh.class = found.get("class");
     fresh.open = found.get("seed");
@@ -126,6 +145,7 @@
     say("view", state.view, usual.view);
     say("at", state.at, usual.at);
     if (!isSweep && state.set) told.set("set", sets[state.set].name);
+    say("search", state.search, ALL);
     say("seeds", state.seeds, ALL);
     say("class", state.class, ALL);
     say("across", state.across, usual.across);
@@ -137,12 +157,17 @@
     try { history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search); } catch { /* a browser that forbids it for files */ }
   }
 
+  /** Whether a picture has every word that is searched for. */
+  const isFound = (picture, words) => words.every((word) => picture.words.includes(word));
+  const wordsOf = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
+
   /** The pictures of a set that the filters leave, in order. */
   function shown(one) {
     if (!one) return [];
-    const key = `${state.seeds}|${state.class}`;
+    const key = `${state.seeds}|${state.class}|${state.search}`;
     if (one.shownFor !== key) {
-      one.shown = one.pictures.filter((picture) =>
+      const words = wordsOf(state.search);
+      one.shown = one.pictures.filter((picture) => isFound(picture, words) &&
         (state.class === ALL || picture.class === state.class) &&
         (!ranges || ranges.some(([first, last]) => first <= picture.order && picture.order <= last)));
       one.shownFor = key;
@@ -182,7 +207,7 @@
 
   /** Put a picture into a tile: a button that opens it. */
   function fill(tile, picture, width, withLabel) {
-    const [image, label] = tile.children;
+    const [image, label, prompt] = tile.children;
     if (image.getAttribute("src") !== picture.source) {
       tile.classList.remove("broken");
       image.src = picture.source;
@@ -190,13 +215,15 @@
     image.alt = picture.describe();
     image.width = width;
     image.height = heightOf(picture.set, width);
-    tile.title = picture.label ? `${picture.name}, ${picture.label}` : picture.name;
+    tile.title = [picture.name, picture.label, picture.prompt].filter(Boolean).join(", ");
     if (withLabel) label.textContent = picture.number;
+    if (prompt) prompt.textContent = picture.prompt ?? "";
   }
 
-  function tile(withLabel, attributes = {}) {
+  function tile(withLabel, attributes = {}, withPrompt = false) {
     const image = el("img", { decoding: "async", draggable: "false" });
-    const made = el("button", { type: "button", class: "tile", ...attributes }, image, withLabel ? el("span", { "aria-hidden": "true" }) : null);
+    const made = el("button", { type: "button", class: "tile", ...attributes }, image, withLabel ? el("span", { "aria-hidden": "true" }) : null,
+      withPrompt ? el("span", { "aria-hidden": "true", class: "prompt" }) : null);
     image.addEventListener("error", () => made.classList.add("broken"));
     return made;
   }
@@ -257,7 +284,7 @@
       for (const at of [...wanted].sort((a, b) => a - b)) {
         let item = this.tiles.get(at);
         if (item) { next = item.nextElementSibling; continue; }
-        item = el("li", {}, tile(true));
+        item = el("li", {}, tile(true, {}, hasPrompts));
         this.tiles.set(at, item);
         this.place(item, at);
         this.list.insertBefore(item, next);
@@ -360,13 +387,14 @@
     const cellAt = (row, column) => byPlace.get(String(place({ [across]: column, ...(down < 0 ? {} : { [down]: row }) })));
     const visible = rows.flatMap((row) => columns.map((column) => cellAt(row, column))).filter(Boolean);
     const numbers = numbersOf(visible), wide = Math.ceil(Math.sqrt(numbers.length)) || 1;
-    const width = sideWidth(columns.length, wide);
+    const width = sideWidth(columns.length, wide), words = wordsOf(state.search);
 
     const thumb = (one, number) => {
-      const picture = one.byNumber.get(number);
-      if (!picture || (state.class !== ALL && picture.class !== state.class)) {
+      const picture = one.byNumber.get(number), isThere = picture && (state.class === ALL || picture.class === state.class);
+      if (!isThere || !isFound(picture, words)) {
         const size = { width: `${width}px`, height: `${heightOf(one, width)}px` };
-        return el("span", { class: "none", role: "img", "aria-label": `seed ${number} is not in this cell`, title: `seed ${number} is not in this cell`, style: size });
+        const text = isThere ? `seed ${number} is left out by the search` : `seed ${number} is not in this cell`;
+        return el("span", { class: "none", role: "img", "aria-label": text, title: text, style: size });
       }
       const made = tile(false, { tabindex: "-1", "data-cell": one.index, "data-number": number, on: { click: () => { state.at = one.at; open(picture); } } });
       fill(made, picture, width, false);
@@ -394,7 +422,7 @@
     rove($("side").querySelectorAll("tbody button"), had);
     $("count").textContent = numbers.length ? `${counted(numbers.length, "seed")} in ${counted(visible.length, "cell")}` : "none";
     $("empty").hidden = numbers.length > 0;
-    $("empty").textContent = "No picture has these seeds.";
+    $("empty").textContent = state.search ? "No picture is left by the search." : "No picture has these seeds.";
   }
 
   /** One of the buttons is reached with Tab, the others from it with arrow keys. */
@@ -497,7 +525,7 @@
     for (const [name, text] of entries) {
       const long = text.startsWith("[") && text.length > 90;
       const value = el("dd", { class: text === "null" ? "null" : null, text: long ? undefined : text === "null" ? "none" : plain(text) });
-      if (long) value.append(el("details", {}, el("summary", { text: `${counted(text.split(",").length, "value")}` }), text.slice(1, -1)));
+      if (long) value.append(el("details", {}, el("summary", { text: `${counted(JSON.parse(text).length, "value")}` }), text.slice(1, -1)));
       list.append(el("dt", { text: name }), value);
     }
     return list;
@@ -607,6 +635,12 @@
     frame.replaceChildren(image);
   }
 
+  function showPrompts(picture) {
+    const told = [["Prompt", picture.prompt], ["Negative prompt", picture.negative]].filter(([, text]) => text);
+    $("prompts").hidden = !told.length;
+    $("prompts").replaceChildren(...told.flatMap(([name, text]) => [el("dt", { text: name }), el("dd", { text })]));
+  }
+
   /** Have the dialog show what is open, or be closed. */
   function showDetail(announce = false) {
     const picture = opened();
@@ -622,6 +656,7 @@
     $("previous").disabled = at <= 0;
     $("next").disabled = at < 0 || at >= list.length - 1;
     showImage(picture);
+    showPrompts(picture);
     showAgain(picture);
     showOthers(picture);
     showRecord(picture);
@@ -724,6 +759,14 @@
       zoom[state.view === "side" ? "side" : "gallery"] = Number($("zoom").value);
       update();
     });
+    $("search").addEventListener("input", () => { state.search = $("search").value.trim(); update(); });
+    $("search").addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !$("search").value) return;
+      event.preventDefault();
+      $("search").value = state.search = ALL;
+      update();
+    });
+    if (searches) $("slash").textContent = "searches prompts and names";
     $("filter").addEventListener("input", () => readFilter());
     $("filter").addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !$("filter").value) return;
@@ -739,8 +782,9 @@
     document.addEventListener("keydown", (event) => {
       if (event.key !== "/" || dialog.open || event.target.closest("input, select") || event.ctrlKey || event.metaKey) return;
       event.preventDefault();
-      $("filter").focus();
-      $("filter").select();
+      const field = searches ? $("search") : $("filter");
+      field.focus();
+      field.select();
     });
   }
 
@@ -781,6 +825,8 @@
     $("each").value = state.each;
     $("each").setAttribute("aria-valuetext", counted(state.each, "picture"));
     $("filter-name").textContent = set()?.noun === "frame" ? "Frames" : "Seeds";
+    $("search-field").hidden = !searches || state.view === "table";
+    if (document.activeElement !== $("search")) $("search").value = state.search;
     if (document.activeElement !== $("filter")) $("filter").value = state.seeds;
     const range = widths(set());
     $("zoom-field").hidden = $("filter-field").hidden = state.view === "table";
