@@ -97,7 +97,6 @@ def execute(
         InterruptedRunError: on Ctrl-C; likewise.
     """
     reporter, networks = reporter or Reporter(), networks or Networks()
-    keep_memory()
     todo = pending(job, product, overwrite)
     if anew:
         todo = job.items
@@ -108,6 +107,8 @@ def execute(
             job = job.fitted(reporter)
             reporter.loading(job)
             network, compiled = networks.load(job.use(len(todo)), reporter)
+            # Only now: what loading frees is not what steps need again.
+            keep_memory()
             job = job.with_compiled(compiled)
         job.folder.create()
         with product.claimed(job, overwrite, complete=not todo):
