@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 
 from ddim_cli.evaluation.digits import load_classifier, probabilities
-from ddim_cli.models.bundled.recipe import load_images, to_model_range
+from ddim_cli.models.bundled.training import load_images, to_model_range
 from ddim_cli.sampling.api import sample
 
 SURE = 0.9
