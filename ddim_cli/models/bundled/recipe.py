@@ -16,8 +16,6 @@ from the start. ``--start-from`` begins a new run from weights that were exporte
 from __future__ import annotations
 
 import copy
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,16 +25,7 @@ import typer
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from ddim_cli.models.bundled.training import (
-    EMA_DECAY,
-    NUM_TRAIN_TIMESTEPS,
-    build_optimizers,
-    learning_rate_factor,
-    load_images,
-    save_atomically,
-    stratified_timesteps,
-    to_model_range,
-)
+from ddim_cli.models.bundled.training import NUM_TRAIN_TIMESTEPS, fit, load_images, stratified_timesteps, to_model_range
 from ddim_cli.models.load import load_model
 
 BETA_START, BETA_END = 1e-4, 0.02
@@ -111,7 +100,6 @@ def train(
     """Train the bundled model, or go on with a run that was stopped."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = work_dir / "checkpoint.pt", work_dir / "log.jsonl"
 
     torch.manual_seed(seed)
     x_train = load_images(data, "train")[0].to(device)
@@ -124,68 +112,28 @@ def train(
     if start_from is not None:
         network.load_state_dict(load_model(str(start_from)).network.state_dict())
     network = network.to(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimizers = build_optimizers(network, lr)
-    generator = torch.Generator().manual_seed(seed)
-    seen, seconds = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        for opt, saved in zip(optimizers, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        seen, seconds = state["seen"], state["seconds"]
 
-    forward = torch.compile(network) if device.type == "cuda" else network
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    started, running, batches = time.monotonic() - seconds, torch.zeros((), device=device), 0
-    while seen < images:
+    def batch_loss(forward: Callable[..., Any], generator: torch.Generator) -> Tensor:
         index = torch.randint(len(x_train), (batch_size,), generator=generator)
         x0 = to_model_range(x_train[index.to(device)])
         noise = torch.randn(x0.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(batch_size, generator).to(device)
-        for opt in optimizers:
-            for group in opt.param_groups:
-                group["lr"] = lr * learning_rate_factor(seen, images)
-        with autocast:
-            loss = weighted_loss(forward, x0, noise, timesteps, alpha_bar)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for opt in optimizers:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        seen += batch_size
-        # Early on the average follows closely, so that it forgets the random start.
-        decay = min(EMA_DECAY, 1 - 10 * batch_size / (seen + 10 * batch_size))
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        running, batches = running + loss.detach(), batches + 1
+        return weighted_loss(forward, x0, noise, timesteps, alpha_bar)
 
-        if seen // save_every != (seen - batch_size) // save_every or seen >= images:
-            with torch.inference_mode():
-                test_loss = weighted_loss(average, x_test, test_noise, test_timesteps, alpha_bar).item()
-            seconds = time.monotonic() - started
-            line = {
-                "images": seen,
-                "seconds": round(seconds, 1),
-                "train_loss": round(running.item() / batches, 5),
-                "test_loss": round(test_loss, 5),
-                "lr": optimizers[0].param_groups[0]["lr"],
-            }
-            running, batches = torch.zeros((), device=device), 0
-            print(json.dumps(line), flush=True)
-            with log.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            state = {
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [opt.state_dict() for opt in optimizers],
-                "generator": generator.get_state(),
-                "seen": seen,
-                "seconds": seconds,
-            }
-            save_atomically(state, checkpoint)
-
+    average = fit(
+        network,
+        batch_loss=batch_loss,
+        test_loss=lambda judged: weighted_loss(judged, x_test, test_noise, test_timesteps, alpha_bar),
+        checkpoint=work_dir / "checkpoint.pt",
+        log=work_dir / "log.jsonl",
+        images=images,
+        batch_size=batch_size,
+        lr=lr,
+        save_every=save_every,
+        seed=seed,
+        bfloat16=device.type == "cuda",
+        compiled=device.type == "cuda",
+    )
     if export_to is not None:
         export(average, export_to)
 

@@ -1,10 +1,15 @@
-"""What the recipes of the bundled models share: the pictures, the optimizers, the learning rate, checkpoints."""
+"""What the recipes of the bundled models share: the pictures, the optimizers, and training with checkpoints."""
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +19,10 @@ NUM_TRAIN_TIMESTEPS = 1000
 COOLDOWN = 0.25
 WARMUP_IMAGES = 20_000
 EMA_DECAY = 0.999
+# Parts of a network that meet the outside, by the names diffusers and transformers give them: AdamW trains them.
+OUTER = frozenset({"conv_in", "conv_out", "quant_conv", "post_quant_conv", "token_embedding", "position_embedding"})
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_images(data: Path, split: str = "train") -> tuple[Tensor, Tensor]:
@@ -69,10 +78,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for inner matrices and convolutions; AdamW for the first and last layer, gains and biases."""
+    """Muon for inner matrices and convolutions; AdamW for first and last layers, embeddings, gains and biases."""
 
     def is_inner(name: str, p: Tensor) -> bool:
-        return p.ndim >= 2 and not name.startswith(("conv_in", "conv_out"))
+        return p.ndim >= 2 and OUTER.isdisjoint(name.split("."))
 
     named = list(network.named_parameters())
     rest = [p for name, p in named if not is_inner(name, p)]
@@ -81,14 +90,100 @@ def build_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimize
     return opts
 
 
-def learning_rate_factor(images_seen: int, images_total: int) -> float:
-    """Linear warm-up, a plateau at 1, a linear fall to 0 over the last quarter of the run."""
+def learning_rate_factor(images_seen: int, images_total: int, cooldown: float = COOLDOWN) -> float:
+    """Linear warm-up, a plateau at 1, a linear fall to 0 over the last ``cooldown`` (0 to 1) of the run."""
     warmup = min(1.0, (images_seen + 1) / WARMUP_IMAGES)
-    cooldown = min(1.0, (images_total - images_seen) / (COOLDOWN * images_total))
-    return max(0.0, min(warmup, cooldown))
+    fall = min(1.0, (images_total - images_seen) / (cooldown * images_total))
+    return max(0.0, min(warmup, fall))
 
 
 def save_atomically(state: dict, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     os.replace(temporary, path)
+
+
+def fit(
+    network: Network,
+    *,
+    batch_loss: Callable[[Callable[..., Any], torch.Generator], Tensor],
+    test_loss: Callable[[Network], Tensor],
+    checkpoint: Path,
+    log: Path,
+    images: int,
+    batch_size: int,
+    lr: float,
+    save_every: int,
+    seed: int,
+    bfloat16: bool,
+    compiled: bool,
+    cooldown: float = COOLDOWN,
+) -> Network:
+    """Train ``network`` until it has seen ``images`` pictures, and return the average of its weights over time.
+
+    ``batch_loss`` draws a batch of ``batch_size`` with the generator and gives its loss, a scalar; it is handed the
+    network as something to call. ``test_loss`` judges the average. ``bfloat16`` computes ``batch_loss`` under autocast.
+
+    Every ``save_every`` pictures a JSON line goes to standard output and to ``log``, and ``checkpoint`` is replaced;
+    where it is there to begin with, training goes on from it.
+    """
+    device = next(network.parameters()).device
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizers = build_optimizers(network, lr)
+    generator = torch.Generator().manual_seed(seed)
+    seen, seconds = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        for opt, saved in zip(optimizers, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        generator.set_state(state["generator"])
+        seen, seconds = state["seen"], state["seconds"]
+
+    forward = torch.compile(network) if compiled else network
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
+    started, running, batches = time.monotonic() - seconds, torch.zeros((), device=device), 0
+    while seen < images:
+        for opt in optimizers:
+            for group in opt.param_groups:
+                group["lr"] = lr * learning_rate_factor(seen, images, cooldown)
+        with autocast:
+            loss = batch_loss(forward, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for opt in optimizers:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        seen += batch_size
+        # Early on the average follows closely, so that it forgets the random start.
+        decay = min(EMA_DECAY, 1 - 10 * batch_size / (seen + 10 * batch_size))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        running, batches = running + loss.detach(), batches + 1
+
+        if seen // save_every != (seen - batch_size) // save_every or seen >= images:
+            with torch.inference_mode():
+                judged = test_loss(average).item()
+            seconds = time.monotonic() - started
+            line = {
+                "images": seen,
+                "seconds": round(seconds, 1),
+                "train_loss": round(running.item() / batches, 5),
+                "test_loss": round(judged, 5),
+                "lr": optimizers[0].param_groups[0]["lr"],
+            }
+            running, batches = torch.zeros((), device=device), 0
+            print(json.dumps(line), flush=True)
+            with log.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+            state = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [opt.state_dict() for opt in optimizers],
+                "generator": generator.get_state(),
+                "seen": seen,
+                "seconds": seconds,
+            }
+            save_atomically(state, checkpoint)
+    return average
