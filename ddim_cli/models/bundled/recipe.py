@@ -113,12 +113,12 @@ def train(
         network.load_state_dict(load_model(str(start_from)).network.state_dict())
     network = network.to(device, memory_format=torch.channels_last)
 
-    def batch_loss(forward: Callable[..., Any], generator: torch.Generator) -> Tensor:
+    def batch_loss(forward: Callable[..., Any], generator: torch.Generator, mine: slice) -> Tensor:
         index = torch.randint(len(x_train), (batch_size,), generator=generator)
         x0 = to_model_range(x_train[index.to(device)])
         noise = torch.randn(x0.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(batch_size, generator).to(device)
-        return weighted_loss(forward, x0, noise, timesteps, alpha_bar)
+        return weighted_loss(forward, x0[mine], noise[mine], timesteps[mine], alpha_bar)
 
     average = fit(
         network,

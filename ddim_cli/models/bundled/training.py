@@ -8,12 +8,15 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NUM_TRAIN_TIMESTEPS = 1000
 COOLDOWN = 0.25
@@ -103,10 +106,28 @@ def save_atomically(state: dict, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def this_process() -> tuple[int, int]:
+    """Its number and the number of all: (0, 1) unless torchrun started several."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_over_processes(gradients: list[Tensor]) -> None:
+    """Replace gradients by their means over all processes."""
+    _, ranks = this_process()
+    if ranks == 1:
+        return
+    # In one piece: small messages would cost more than what they carry.
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    parts = (flat / ranks).split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
 def fit(
     network: Network,
     *,
-    batch_loss: Callable[[Callable[..., Any], torch.Generator], Tensor],
+    batch_loss: Callable[[Callable[..., Any], torch.Generator, slice], Tensor],
     test_loss: Callable[[Network], Tensor],
     checkpoint: Path,
     log: Path,
@@ -121,13 +142,16 @@ def fit(
 ) -> Network:
     """Train ``network`` until it has seen ``images`` pictures, and return the average of its weights over time.
 
-    ``batch_loss`` draws a batch of ``batch_size`` with the generator and gives its loss, a scalar; it is handed the
-    network as something to call. ``test_loss`` judges the average. ``bfloat16`` computes ``batch_loss`` under autocast.
+    ``batch_loss`` draws a batch of ``batch_size`` with the generator and gives the mean loss, a scalar, of the part of
+    it that the slice says: that of this process, where torchrun started several. It is handed the network as something
+    to call. ``test_loss`` judges the average. ``bfloat16`` computes ``batch_loss`` under autocast.
 
     Every ``save_every`` pictures a JSON line goes to standard output and to ``log``, and ``checkpoint`` is replaced;
     where it is there to begin with, training goes on from it.
     """
     device = next(network.parameters()).device
+    rank, ranks = this_process()
+    mine = slice(rank, None, ranks)
     average = copy.deepcopy(network).requires_grad_(False)
     optimizers = build_optimizers(network, lr)
     generator = torch.Generator().manual_seed(seed)
@@ -148,9 +172,11 @@ def fit(
         for opt in optimizers:
             for group in opt.param_groups:
                 group["lr"] = lr * learning_rate_factor(seen, images, cooldown)
-        with autocast:
-            loss = batch_loss(forward, generator)
+        # On a CPU the fused attention is slow backwards where sequences are as short as here.
+        with autocast, sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+            loss = batch_loss(forward, generator, mine)
         loss.backward()
+        average_over_processes([p.grad for p in network.parameters() if p.grad is not None])
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for opt in optimizers:
             opt.step()
@@ -162,7 +188,7 @@ def fit(
             torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
         running, batches = running + loss.detach(), batches + 1
 
-        if seen // save_every != (seen - batch_size) // save_every or seen >= images:
+        if rank == 0 and (seen // save_every != (seen - batch_size) // save_every or seen >= images):
             with torch.inference_mode():
                 judged = test_loss(average).item()
             seconds = time.monotonic() - started
