@@ -14,10 +14,10 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim_cli.evaluation.digits import load_classifier, probabilities
-from ddim_cli.models.bundled.recipe import load_images, to_model_range
+from ddim_cli.models.bundled.training import load_images, to_model_range
 from ddim_cli.sampling.api import sample
 
 SURE = 0.9
@@ -34,6 +34,14 @@ def figures(found: Tensor) -> dict[str, object]:
     }
 
 
+def print_real_figures(network: nn.Module, data: Path) -> None:
+    """Print how well the classifier does on the test digits of an .npz file, as a line of JSON."""
+    images, labels = load_images(data, "test")
+    real = probabilities(network, to_model_range(images))
+    accuracy = (real.argmax(1) == labels).float().mean().item()
+    print(json.dumps({"classifier": {"test_accuracy": round(accuracy, 4)}, "real digits": figures(real)}), flush=True)
+
+
 def judge(
     data: Annotated[Path, typer.Argument(help="An .npz with x_test, y_test.")],
     model: Annotated[str, typer.Option("--model", "-m", help="What to judge.")] = "mnist",
@@ -42,10 +50,7 @@ def judge(
 ) -> None:
     """Print the figures of a digit model as JSON."""
     network = load_classifier()
-    images, labels = load_images(data, "test")
-    real = probabilities(network, to_model_range(images))
-    accuracy = (real.argmax(1) == labels).float().mean().item()
-    print(json.dumps({"classifier": {"test_accuracy": round(accuracy, 4)}, "real digits": figures(real)}), flush=True)
+    print_real_figures(network, data)
     config = {"sampling": {"num_images": num_images, "steps": steps}}
     pictures = torch.stack([picture.tensor.clamp(-1, 1) for picture in sample(config, model=model)])
     print(json.dumps({"sampled": figures(probabilities(network, pictures))}), flush=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ddim_cli.evaluation import digits
 from ddim_cli.evaluation.frechet import Moments
 from ddim_cli.evaluation.reference import spread_out, write_statistics
-from ddim_cli.models.bundled.recipe import load_images, to_model_range
+from ddim_cli.models.bundled.training import load_images, to_model_range
 from ddim_cli.models.hashing import file_sha256
 
 # Of the test digits' features so many are kept for the kernel distance.

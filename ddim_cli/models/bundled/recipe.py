@@ -16,28 +16,20 @@ from the start. ``--start-from`` begins a new run from weights that were exporte
 from __future__ import annotations
 
 import copy
-import json
-import math
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ddim_cli.models.bundled.training import NUM_TRAIN_TIMESTEPS, fit, load_images, stratified_timesteps, to_model_range
 from ddim_cli.models.load import load_model
 
-NUM_TRAIN_TIMESTEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02
 SNR_CAP = 5.0
-COOLDOWN = 0.25
-WARMUP_IMAGES = 20_000
-EMA_DECAY = 0.999
 
 
 def build_network() -> UNet2DModel:
@@ -63,29 +55,10 @@ def build_network() -> UNet2DModel:
     return network
 
 
-def load_images(data: Path, split: str = "train") -> tuple[Tensor, Tensor]:
-    """Read ``x_SPLIT`` and ``y_SPLIT`` of an .npz file: images uint8 [N, 1, 32, 32], labels [N]."""
-    with np.load(data) as archive:
-        images = torch.from_numpy(archive[f"x_{split}"])
-        labels = torch.from_numpy(archive[f"y_{split}"]).long()
-    return nn.functional.pad(images.unsqueeze(1), (2, 2, 2, 2)), labels
-
-
-def to_model_range(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 [-1, 1]."""
-    return images.float() / 127.5 - 1.0
-
-
 def alpha_bars(device: torch.device) -> Tensor:
     """Cumulative products of 1 - beta for the linear schedule, float32 [T]."""
     betas = torch.linspace(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
     return torch.cumprod(1.0 - betas, 0).float().to(device)
-
-
-def stratified_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """``count`` timesteps, one in each of ``count`` equal slices of [0, T): lower variance than independent draws."""
-    position = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return (position * (NUM_TRAIN_TIMESTEPS / count)).long().clamp_(max=NUM_TRAIN_TIMESTEPS - 1)
 
 
 def weighted_loss(
@@ -98,65 +71,6 @@ def weighted_loss(
     weight = snr.clamp(max=SNR_CAP) / snr
     epsilon = network(x_t, timesteps, return_dict=False)[0].float()
     return (weight * (epsilon - noise).square()).mean()
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix updates are orthogonalised by five Newton-Schulz iterations.
-
-    Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). A convolution's
-    weight [O, I, H, W] is taken as the matrix [O, I*H*W]. Updates are scaled to the root mean
-    square of AdamW's, so both share one learning rate.
-    """
-
-    def __init__(self, params, lr: float, momentum: float = 0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @staticmethod
-    def orthogonalise(matrix: Tensor) -> Tensor:
-        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        x = wide / (wide.norm() + 1e-7)
-        for _ in range(5):
-            gram = x @ x.T
-            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-        return x if wide is matrix else x.T
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"]).flatten(1)
-                scale = 0.2 * math.sqrt(max(update.shape))
-                p.add_(self.orthogonalise(update).view(p.shape), alpha=-group["lr"] * scale)
-
-
-def build_optimizers(network: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for inner matrices and convolutions; AdamW for the first and last layer, gains and biases."""
-
-    def is_inner(name: str, p: Tensor) -> bool:
-        return p.ndim >= 2 and not name.startswith(("conv_in", "conv_out"))
-
-    named = list(network.named_parameters())
-    rest = [p for name, p in named if not is_inner(name, p)]
-    opts: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=lr, weight_decay=0.0, betas=(0.9, 0.99))]
-    opts.append(Muon([p for name, p in named if is_inner(name, p)], lr=lr))
-    return opts
-
-
-def learning_rate_factor(images_seen: int, images_total: int) -> float:
-    """Linear warm-up, a plateau at 1, a linear fall to 0 over the last quarter of the run."""
-    warmup = min(1.0, (images_seen + 1) / WARMUP_IMAGES)
-    cooldown = min(1.0, (images_total - images_seen) / (COOLDOWN * images_total))
-    return max(0.0, min(warmup, cooldown))
-
-
-def save_atomically(state: dict, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def export(network: UNet2DModel, directory: Path) -> None:
@@ -186,7 +100,6 @@ def train(
     """Train the bundled model, or go on with a run that was stopped."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = work_dir / "checkpoint.pt", work_dir / "log.jsonl"
 
     torch.manual_seed(seed)
     x_train = load_images(data, "train")[0].to(device)
@@ -199,68 +112,28 @@ def train(
     if start_from is not None:
         network.load_state_dict(load_model(str(start_from)).network.state_dict())
     network = network.to(device, memory_format=torch.channels_last)
-    average = copy.deepcopy(network).requires_grad_(False)
-    optimizers = build_optimizers(network, lr)
-    generator = torch.Generator().manual_seed(seed)
-    seen, seconds = 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        for opt, saved in zip(optimizers, state["optimizers"], strict=True):
-            opt.load_state_dict(saved)
-        generator.set_state(state["generator"])
-        seen, seconds = state["seen"], state["seconds"]
 
-    forward = torch.compile(network) if device.type == "cuda" else network
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    started, running, batches = time.monotonic() - seconds, torch.zeros((), device=device), 0
-    while seen < images:
+    def batch_loss(forward: Callable[..., Any], generator: torch.Generator, mine: slice) -> Tensor:
         index = torch.randint(len(x_train), (batch_size,), generator=generator)
         x0 = to_model_range(x_train[index.to(device)])
         noise = torch.randn(x0.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(batch_size, generator).to(device)
-        for opt in optimizers:
-            for group in opt.param_groups:
-                group["lr"] = lr * learning_rate_factor(seen, images)
-        with autocast:
-            loss = weighted_loss(forward, x0, noise, timesteps, alpha_bar)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        for opt in optimizers:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
-        seen += batch_size
-        # Early on the average follows closely, so that it forgets the random start.
-        decay = min(EMA_DECAY, 1 - 10 * batch_size / (seen + 10 * batch_size))
-        torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
-        running, batches = running + loss.detach(), batches + 1
+        return weighted_loss(forward, x0[mine], noise[mine], timesteps[mine], alpha_bar)
 
-        if seen // save_every != (seen - batch_size) // save_every or seen >= images:
-            with torch.inference_mode():
-                test_loss = weighted_loss(average, x_test, test_noise, test_timesteps, alpha_bar).item()
-            seconds = time.monotonic() - started
-            line = {
-                "images": seen,
-                "seconds": round(seconds, 1),
-                "train_loss": round(running.item() / batches, 5),
-                "test_loss": round(test_loss, 5),
-                "lr": optimizers[0].param_groups[0]["lr"],
-            }
-            running, batches = torch.zeros((), device=device), 0
-            print(json.dumps(line), flush=True)
-            with log.open("a") as stream:
-                stream.write(json.dumps(line) + "\n")
-            state = {
-                "network": network.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [opt.state_dict() for opt in optimizers],
-                "generator": generator.get_state(),
-                "seen": seen,
-                "seconds": seconds,
-            }
-            save_atomically(state, checkpoint)
-
+    average = fit(
+        network,
+        batch_loss=batch_loss,
+        test_loss=lambda judged: weighted_loss(judged, x_test, test_noise, test_timesteps, alpha_bar),
+        checkpoint=work_dir / "checkpoint.pt",
+        log=work_dir / "log.jsonl",
+        images=images,
+        batch_size=batch_size,
+        lr=lr,
+        save_every=save_every,
+        seed=seed,
+        bfloat16=device.type == "cuda",
+        compiled=device.type == "cuda",
+    )
     if export_to is not None:
         export(average, export_to)
 
