@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -83,14 +83,14 @@ def convolve_and_add(conv: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Two linear layers with SiLU between them: [N, width] -> [N, dim]."""
+    """Two linear layers with an activation between them: [N, width] -> [N, dim]."""
 
-    def __init__(self, width: int, dim: int):
+    def __init__(self, width: int, dim: int, activation: Callable[[Tensor], Tensor] = F.silu):
         super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(width, dim), nn.Linear(dim, dim)
+        self.linear_1, self.linear_2, self.activation = nn.Linear(width, dim), nn.Linear(dim, dim), activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return self.linear_2(self.activation(self.linear_1(x)))
 
 
 class Resnet(nn.Module):
@@ -130,35 +130,59 @@ class Resnet(nn.Module):
         return h if self.divisor == 1 else h / self.divisor
 
 
-class Attention(nn.Module):
-    """Self-attention over the pixels, with a residual."""
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attention of queries [B, L, C] to keys and values [B, S, C], of C // ``heads`` channels a head: [B, L, C]."""
+    q, k, v = (p.unflatten(2, (heads, -1)).transpose(1, 2) for p in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
-    def __init__(self, width: int, head: int, groups: int | None, eps: float, divisor: float = 1):
+
+class SelfAttention(nn.Module):
+    """Self-attention of tokens [B, L, C]."""
+
+    def __init__(self, width: int, heads: int, bias: bool = True):
         super().__init__()
-        self.heads, self.divisor = width // head, divisor
-        self.group_norm = nn.GroupNorm(groups, width, eps) if groups else None
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.to_qkv: nn.Linear | None = None
 
     def fuse(self) -> None:
-        parts = (self.to_q, self.to_k, self.to_v)
-        self.to_qkv = stacked(parts)
+        """Make queries, keys and values one product."""
+        self.to_qkv = stacked((self.to_q, self.to_k, self.to_v))
         del self.to_q, self.to_k, self.to_v
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, width, height, columns = x.shape
-        h = x if self.group_norm is None else self.group_norm(x)
-        # A view, if the tensor is channels-last.
-        h = h.permute(0, 2, 3, 1).reshape(batch, height * columns, width)
+    def mix(self, h: Tensor) -> Tensor:
+        """Attention without the product behind it."""
         parts = (
             self.to_qkv(h).chunk(3, dim=2) if self.to_qkv is not None else (self.to_q(h), self.to_k(h), self.to_v(h))
         )
-        q, k, v = (p.view(batch, -1, self.heads, width // self.heads).transpose(1, 2) for p in parts)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, width)
-        h = self.to_out[0](h).view(batch, height, columns, width).permute(0, 3, 1, 2)
+        q, k, v = parts
+        return attend(q, k, v, self.heads)
+
+
+class Attention(SelfAttention):
+    """Self-attention over the pixels, with a residual. Nothing but them is attended to."""
+
+    def __init__(self, width: int, head: int, groups: int | None, eps: float, divisor: float = 1):
+        super().__init__(width, width // head)
+        self.group_norm = nn.GroupNorm(groups, width, eps) if groups else None
+        self.divisor = divisor
+
+    def forward(self, x: Tensor, keys_values: Tensor | None = None) -> Tensor:
+        h = pixels_to_tokens(x if self.group_norm is None else self.group_norm(x))
+        h = tokens_to_pixels(self.to_out[0](self.mix(h)), x)
         h = h.add_(x)
         return h if self.divisor == 1 else h / self.divisor
+
+
+def pixels_to_tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H W, C]: a view, if the tensor is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def tokens_to_pixels(h: Tensor, like: Tensor) -> Tensor:
+    """[B, H W, C] -> [B, C, H, W], channels-last, of the height and width of ``like``."""
+    return h.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -173,14 +197,14 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Every pixel four times, then a convolution."""
+    """Every pixel four times, or as often as fills ``size``, then a convolution."""
 
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
-        return self.conv(double(x))
+    def forward(self, x: Tensor, projections: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        return self.conv(double(x) if size is None else F.interpolate(x, size=size, mode="nearest"))
 
 
 def double(x: Tensor) -> Tensor:
@@ -189,37 +213,37 @@ def double(x: Tensor) -> Tensor:
 
 def stacked(layers: Sequence[nn.Linear]) -> nn.Linear:
     """Linear layers of one input as one, their outputs one after the other."""
-    weights, biases = torch.cat([m.weight for m in layers]), torch.cat([m.bias for m in layers])
-    fused = nn.Linear(weights.shape[1], weights.shape[0], device="meta")
-    fused.weight, fused.bias = (nn.Parameter(p, requires_grad=False) for p in (weights, biases))
+    bias = layers[0].bias is not None
+    fused = nn.Linear(layers[0].in_features, sum(m.out_features for m in layers), bias, device="meta")
+    for name in ("weight", "bias") if bias else ("weight",):
+        setattr(fused, name, nn.Parameter(torch.cat([getattr(m, name) for m in layers]), requires_grad=False))
     return fused
 
 
-class Level(nn.Module):
-    """The residual blocks of one resolution, each with attention behind it where ``attends``, and a resize at the end.
+class LevelKind(NamedTuple):
+    """What a block type of diffusers' is made of besides residual blocks."""
 
-    ``inner`` are the input widths of the blocks. A resize is a residual block of its own where ``resizes_by_resnet``.
+    attention: Callable[[], nn.Module] | None
+    resizes_by_resnet: bool = False
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each with attention behind it where it has any, and a resize at the end.
+
+    ``inner`` are the input widths of the blocks.
     """
 
     def __init__(
-        self,
-        c: Mapping[str, Any],
-        inner: list[int],
-        outer: int,
-        dim: int,
-        attends: bool,
-        resize: str = "",
-        resizes_by_resnet: bool = False,
+        self, c: Mapping[str, Any], inner: Sequence[int], outer: int, dim: int, kind: LevelKind, resize: str = ""
     ):
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(c, n, outer, dim) for n in inner)
-        if attends:
-            head, groups, eps = c["attention_head_dim"] or outer, c["norm_num_groups"], c["norm_eps"]
-            self.attentions = nn.ModuleList(Attention(outer, head, groups, eps) for _ in inner)
+        if kind.attention is not None:
+            self.attentions = nn.ModuleList(kind.attention() for _ in inner)
         if not resize:
             return
         change: nn.Module
-        if resizes_by_resnet:
+        if kind.resizes_by_resnet:
             change = Resnet(c, outer, outer, dim, resize)
         else:
             change = Upsample(outer) if resize == "up" else Downsample(outer, c["downsample_padding"])
@@ -228,10 +252,10 @@ class Level(nn.Module):
     def __len__(self) -> int:
         return len(self.resnets)
 
-    def at(self, i: int, x: Tensor, projections: Tensor) -> Tensor:
+    def at(self, i: int, x: Tensor, projections: Tensor, keys_values: Tensor | None) -> Tensor:
         """Block ``i`` with its attention."""
         x = self.resnets[i](x, projections)
-        return self.attentions[i](x) if hasattr(self, "attentions") else x
+        return self.attentions[i](x, keys_values) if hasattr(self, "attentions") else x
 
     def resizer(self) -> nn.Module | None:
         for name in ("downsamplers", "upsamplers"):
@@ -241,22 +265,112 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Two residual blocks at the coarsest resolution, with attention between them where the config has it."""
+    """Two residual blocks at the coarsest resolution, with ``attentions`` between them."""
 
-    def __init__(self, c: Mapping[str, Any], width: int, dim: int):
+    def __init__(self, c: Mapping[str, Any], width: int, dim: int, attentions: Iterable[nn.Module]):
         super().__init__()
         divisor = c["mid_block_scale_factor"]
-        groups = c["attn_norm_num_groups"]
-        if groups is None and c["resnet_time_scale_shift"] == "default":
-            groups = c["norm_num_groups"]
         self.resnets = nn.ModuleList(Resnet(c, width, width, dim, divisor=divisor) for _ in range(2))
-        head = c["attention_head_dim"] or width
-        attentions = [Attention(width, head, groups, c["norm_eps"], divisor)] if c["add_attention"] else []
         self.attentions = nn.ModuleList(attentions)
 
-    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
+    def forward(self, x: Tensor, projections: Tensor, keys_values: Tensor | None) -> Tensor:
         first, second = self.resnets
         x = first(x, projections)
         for attention in self.attentions:
-            x = attention(x)
+            x = attention(x, keys_values)
         return second(x, projections)
+
+
+class Backbone(nn.Module):
+    """Down through the levels and up again, each level going up with the outputs of that going down (U-Net).
+
+    Args:
+        c: a config with the keys that both of diffusers' networks have.
+        layers: the number of residual blocks of each level going down; one more going up.
+        dim: the width of the time embedding.
+        down, up: what the levels are made of, in the order in which they are run.
+        middle: the attentions of the middle block, None where there is no such block.
+    """
+
+    def __init__(
+        self,
+        c: Mapping[str, Any],
+        layers: Sequence[int],
+        dim: int,
+        down: Sequence[LevelKind],
+        up: Sequence[LevelKind],
+        middle: Iterable[nn.Module] | None,
+    ):
+        super().__init__()
+        widths = list(c["block_out_channels"])
+        self.centers = c["center_input_sample"]
+        self.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
+        downward, upward = list[Level](), list[Level]()
+        skips = [widths[0]]
+        for i, (kind, width, count) in enumerate(zip(down, widths, layers, strict=True)):
+            last = i == len(widths) - 1
+            inner = [skips[-1], *[width] * (count - 1)]
+            downward.append(Level(c, inner, width, dim, kind, "" if last else "down"))
+            skips += [width] * (count if last else count + 1)
+        self.mid_block = Middle(c, widths[-1], dim, middle) if middle is not None else None
+        above = widths[-1]
+        for i, (kind, width, count) in enumerate(zip(up, reversed(widths), reversed(layers), strict=True)):
+            last = i == len(widths) - 1
+            inner = [n + skips.pop() for n in [above, *[width] * count]]
+            upward.append(Level(c, inner, width, dim, kind, "" if last else "up"))
+            above = width
+        self.down_blocks, self.up_blocks = nn.ModuleList(downward), nn.ModuleList(upward)
+        self.conv_norm_out = nn.GroupNorm(c["norm_num_groups"], widths[0], c["norm_eps"])
+        self.conv_out = nn.Conv2d(widths[0], c["out_channels"], 3, padding=1)
+
+        self._activation: Callable[..., Tensor] = ACTIVATIONS[c["act_fn"].lower()]
+        self._last_activation: Callable[..., Tensor] = F.silu
+        self.projection: nn.Linear | None = None
+        start = 0
+        for resnet in self._resnets():
+            stop = start + resnet.time_emb_proj.out_features
+            resnet.part, start = slice(start, stop), stop
+
+    def _resnets(self) -> list[Resnet]:
+        return [m for m in self.modules() if isinstance(m, Resnet)]
+
+    def _fuse_products(self) -> None:
+        for module in list(self.modules()):
+            if isinstance(module, SelfAttention):
+                module.fuse()
+        self._fuse_projection()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
+
+    def _fuse_projection(self) -> None:
+        self.projection = stacked([r.time_emb_proj for r in self._resnets()])
+        for resnet in self._resnets():
+            del resnet.time_emb_proj
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """What the residual blocks take of the embedding [N, dim]: [N, P]."""
+        hidden = self._activation(hidden)
+        if self.projection is not None:
+            return self.projection(hidden)
+        return torch.cat([r.time_emb_proj(hidden) for r in self._resnets()], dim=1)
+
+    def _predict(self, x: Tensor, projections: Tensor, keys_values: Tensor | None = None) -> Tensor:
+        p = projections.to(x.dtype)
+        x = x.contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(2 * x - 1 if self.centers else x)
+        skips = [h]
+        for level in cast("Iterable[Level]", self.down_blocks):
+            for i in range(len(level)):
+                h = level.at(i, h, p, keys_values)
+                skips.append(h)
+            if (resize := level.resizer()) is not None:
+                h = resize(h, p)
+                skips.append(h)
+        if self.mid_block is not None:
+            h = self.mid_block(h, p, keys_values)
+        for level in cast("Iterable[Level]", self.up_blocks):
+            for i in range(len(level)):
+                h = level.at(i, torch.cat([h, skips.pop()], dim=1), p, keys_values)
+            if (resize := level.resizer()) is not None:
+                # What was halved with a remainder is not the double of its half.
+                h = resize(h, p, skips[-1].shape[2:]) if isinstance(resize, Upsample) else resize(h, p)
+        return self.conv_out(self._last_activation(self.conv_norm_out(h), inplace=True))

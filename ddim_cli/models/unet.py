@@ -14,25 +14,22 @@ it does differently is for speed:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddim_cli.models.blocks import (
     ACTIVATIONS,
     Attention,
-    Level,
-    Middle,
+    Backbone,
+    LevelKind,
     PackedConv2d,
-    Resnet,
     TimeEmbedding,
     is_of_embedding,
     pack_convolutions,
     sinusoid,
-    stacked,
 )
 
 __all__ = ["DEFAULTS", "Attention", "PackedConv2d", "UNet", "is_of_embedding", "pack_convolutions", "supports"]
@@ -110,7 +107,7 @@ def supports(config: Mapping[str, Any]) -> bool:
         return False
 
 
-class UNet(nn.Module):
+class UNet(Backbone):
     """(x [B, C, H, W], timesteps [B], classes int64 [B] where it is conditional) -> prediction [B, C', H, W].
 
     ``forward`` is ``body(x, project(timesteps, classes))``. Args of the constructor: a UNet2DModel config that
@@ -118,13 +115,33 @@ class UNet(nn.Module):
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
         c = {**DEFAULTS, **config}
-        widths, layers = list(c["block_out_channels"]), c["layers_per_block"]
+        widths, norm_groups = list(c["block_out_channels"]), c["norm_num_groups"]
         dim = c["time_embedding_dim"] or widths[0] * 4
-        self.centers = c["center_input_sample"]
+
+        def attention(width: int, groups: int | None = norm_groups, divisor: float = 1) -> Attention:
+            return Attention(width, c["attention_head_dim"] or width, groups, c["norm_eps"], divisor)
+
+        def kind(width: int, attends: bool, by_resnet: bool, resize_type: str) -> LevelKind:
+            by_resnet |= attends and resize_type == "resnet"
+            return LevelKind(partial(attention, width) if attends else None, by_resnet)
+
+        down = [
+            kind(width, *DOWN_BLOCKS[_kind(block)], c["downsample_type"])
+            for block, width in zip(c["down_block_types"], widths, strict=True)
+        ]
+        up = [
+            kind(width, *UP_BLOCKS[_kind(block)], c["upsample_type"])
+            for block, width in zip(c["up_block_types"], reversed(widths), strict=True)
+        ]
+        middle: list[Attention] | None = None
+        if c["mid_block_type"] is not None:
+            groups = c["attn_norm_num_groups"]
+            if groups is None and c["resnet_time_scale_shift"] == "default":
+                groups = norm_groups
+            middle = [attention(widths[-1], groups, c["mid_block_scale_factor"])] if c["add_attention"] else []
+        super().__init__(c, [c["layers_per_block"]] * len(widths), dim, down, up, middle)
         self.time_proj: nn.Embedding | None = None
-        self.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
         if c["time_embedding_type"] == "learned":
             self.time_proj = nn.Embedding(c["num_train_timesteps"], widths[0])
         else:
@@ -132,51 +149,15 @@ class UNet(nn.Module):
         self.time_embedding = TimeEmbedding(widths[0], dim)
         self.class_embedding = nn.Embedding(c["num_class_embeds"], dim) if c["num_class_embeds"] is not None else None
 
-        downward, upward = list[Level](), list[Level]()
-        skips = [widths[0]]
-        for i, (block, width) in enumerate(zip(c["down_block_types"], widths, strict=True)):
-            attends, by_resnet = DOWN_BLOCKS[_kind(block)]
-            last = i == len(widths) - 1
-            by_resnet |= attends and c["downsample_type"] == "resnet"
-            inner = [skips[-1], *[width] * (layers - 1)]
-            downward.append(Level(c, inner, width, dim, attends, "" if last else "down", by_resnet))
-            skips += [width] * (layers if last else layers + 1)
-        self.mid_block = Middle(c, widths[-1], dim) if c["mid_block_type"] is not None else None
-        above = widths[-1]
-        for i, (block, width) in enumerate(zip(c["up_block_types"], reversed(widths), strict=True)):
-            attends, by_resnet = UP_BLOCKS[_kind(block)]
-            last = i == len(widths) - 1
-            by_resnet |= attends and c["upsample_type"] == "resnet"
-            inner = [n + skips.pop() for n in [above, *[width] * layers]]
-            upward.append(Level(c, inner, width, dim, attends, "" if last else "up", by_resnet))
-            above = width
-        self.down_blocks, self.up_blocks = nn.ModuleList(downward), nn.ModuleList(upward)
-        self.conv_norm_out = nn.GroupNorm(c["norm_num_groups"], widths[0], c["norm_eps"])
-        self.conv_out = nn.Conv2d(widths[0], c["out_channels"], 3, padding=1)
-
-        self._activation = ACTIVATIONS[c["act_fn"].lower()]
-        self.projection: nn.Linear | None = None
-        start = 0
-        for resnet in self._resnets():
-            stop = start + resnet.time_emb_proj.out_features
-            resnet.part, start = slice(start, stop), stop
-
-    def _resnets(self) -> list[Resnet]:
-        return [m for m in self.modules() if isinstance(m, Resnet)]
-
     def fuse_projection(self) -> UNet:
         """Make what all residual blocks take of the embedding one product. The state dict is another then."""
-        self.projection = stacked([r.time_emb_proj for r in self._resnets()])
-        for resnet in self._resnets():
-            del resnet.time_emb_proj
+        self._fuse_projection()
         return self
 
     def fuse(self) -> UNet:
         """Ready to sample: the products of one input are one, and the layout is channels-last."""
-        for module in list(self.modules()):
-            if isinstance(module, Attention):
-                module.fuse()
-        return self.fuse_projection().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
+        self._fuse_products()
+        return self
 
     def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
         """What the residual blocks take of timesteps [N] and classes [N]: float32 [N, P], one part a block."""
@@ -184,32 +165,11 @@ class UNet(nn.Module):
         hidden = self.time_embedding(embedded.to(self.time_embedding.linear_1.weight.dtype))
         if self.class_embedding is not None:
             hidden = hidden + self.class_embedding(classes)
-        hidden = self._activation(hidden)
-        if self.projection is not None:
-            return self.projection(hidden)
-        return torch.cat([r.time_emb_proj(hidden) for r in self._resnets()], dim=1)
+        return self._project(hidden)
 
     def body(self, x: Tensor, projections: Tensor) -> Tensor:
         """The prediction at x [B, C, H, W] for projections [B, P], or [1, P] where all rows share them."""
-        p = projections.to(x.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
-        h = self.conv_in(2 * x - 1 if self.centers else x)
-        skips = [h]
-        for level in cast("Iterable[Level]", self.down_blocks):
-            for i in range(len(level)):
-                h = level.at(i, h, p)
-                skips.append(h)
-            if (resize := level.resizer()) is not None:
-                h = resize(h, p)
-                skips.append(h)
-        if self.mid_block is not None:
-            h = self.mid_block(h, p)
-        for level in cast("Iterable[Level]", self.up_blocks):
-            for i in range(len(level)):
-                h = level.at(i, torch.cat([h, skips.pop()], dim=1), p)
-            if (resize := level.resizer()) is not None:
-                h = resize(h, p)
-        return self.conv_out(F.silu(self.conv_norm_out(h), inplace=True))
+        return self._predict(x, projections)
 
     def forward(self, x: Tensor, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
         return self.body(x, self.project(timesteps, classes))
