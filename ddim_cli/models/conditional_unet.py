@@ -262,8 +262,8 @@ class ConditionalUNet(Backbone):
         self._fuse_products()
         return self
 
-    def project(self, timesteps: Tensor) -> Tensor:
-        """What the residual blocks take of timesteps [N]: float32 [N, P], one part a block."""
+    def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
+        """What the residual blocks take of timesteps [N]: float32 [N, P], one part a block. It has no classes."""
         embedded = sinusoid(timesteps, *self._sinusoid)
         return self._project(self.time_embedding(embedded.to(self.time_embedding.linear_1.weight.dtype)))
 

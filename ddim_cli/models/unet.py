@@ -149,13 +149,11 @@ class UNet(Backbone):
         self.time_embedding = TimeEmbedding(widths[0], dim)
         self.class_embedding = nn.Embedding(c["num_class_embeds"], dim) if c["num_class_embeds"] is not None else None
 
-    def fuse_projection(self) -> UNet:
-        """Make what all residual blocks take of the embedding one product. The state dict is another then."""
-        self._fuse_projection()
-        return self
-
     def fuse(self) -> UNet:
-        """Ready to sample: the products of one input are one, and the layout is channels-last."""
+        """Ready to sample: the products of one input are one, and the layout is channels-last.
+
+        The state dict is another then.
+        """
         self._fuse_products()
         return self
 

@@ -86,7 +86,7 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"_class_name": "UNet2DConditionModel"}, "UNet2DConditionModel"),
+        ({"_class_name": "UNet2DConditionModel"}, "there is no vae"),
         ({"sample_size": None}, "sample_size"),
         ({"out_channels": 5}, "takes 3 channels and gives 5"),
         ({"num_class_embeds": -1}, "num_class_embeds"),
