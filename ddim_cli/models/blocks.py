@@ -57,29 +57,73 @@ class PackedConv2d(nn.Module):
         return pointwise.binary(x, residual, self.weight, self.bias, *self._geometry, "add", None, None, [], None)
 
 
-def can_pack(conv: nn.Conv2d) -> bool:
-    """Whether `PackedConv2d` works here: on a CPU with oneDNN, in a dtype that its packed convolutions take."""
+class PackedLinear(nn.Module):
+    """A linear layer on the CPU, as `PackedConv2d` is a convolution: arranged for the number of rows that it sees."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.weight, self.bias, self.out_features = layer.weight, layer.bias, layer.out_features
+        self._rows = 0
+
+    def _pack(self, rows: int) -> None:
+        weight = self.weight.to_dense() if self.weight.is_mkldnn else self.weight.flatten(1)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        self.weight, self._rows = nn.Parameter(packed, requires_grad=False), rows
+
+    def forward(self, x: Tensor, then: str = "", other: Tensor | None = None) -> Tensor:
+        """The product with x, put through "gelu", or with ``other`` joined by "add" or "mul", as it is written."""
+        rows = x.shape[:-1].numel()
+        if rows != self._rows:
+            self._pack(rows)
+        pointwise = torch.ops.mkldnn._linear_pointwise
+        if other is not None:
+            return pointwise.binary(x, other, self.weight, self.bias, then)
+        return pointwise(x, self.weight, self.bias, then or "none", [], "none" if then else "")
+
+
+def can_pack(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether `PackedConv2d` and `PackedLinear` work here: on a CPU with oneDNN, in a dtype that these take."""
     return (
-        conv.weight.device.type == "cpu"
-        and conv.weight.dtype in (torch.float32, torch.bfloat16)
+        layer.weight.device.type == "cpu"
+        and layer.weight.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
-        and (conv.weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and (layer.weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 
-def pack_convolutions(module: nn.Module) -> None:
-    """Replace every convolution within ``module`` by a packed one, where that is possible."""
+def pack_convolutions(module: nn.Module, linear: bool = False) -> None:
+    """Replace every convolution within ``module`` by a packed one, where that is possible.
+
+    So are linear layers, with ``linear``, and within modules that have ``packs_linear``.
+    """
+    linear = linear or getattr(module, "packs_linear", False)
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Conv2d):
             if can_pack(child):
                 setattr(module, name, PackedConv2d(child))
+        elif linear and isinstance(child, nn.Linear):
+            if can_pack(child):
+                setattr(module, name, PackedLinear(child))
         else:
-            pack_convolutions(child)
+            pack_convolutions(child, linear)
 
 
 def convolve_and_add(conv: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
     return conv(x, residual) if isinstance(conv, PackedConv2d) else conv(x).add_(residual)
+
+
+def multiply_then(layer: nn.Module, x: Tensor, then: str, other: Tensor | None = None) -> Tensor:
+    """A linear layer, its result put through "gelu", or with ``other`` joined by "add" or "mul"."""
+    if isinstance(layer, PackedLinear):
+        return layer(x, then, other)
+    h = layer(x)
+    return F.gelu(h) if other is None else h.add_(other) if then == "add" else h.mul_(other)
+
+
+def repeat_rows(x: Tensor, rows: int) -> Tensor:
+    """As many rows as asked for, a multiple of those of x, all of x one time after the other; its layout is kept."""
+    return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
 
 
 class TimeEmbedding(nn.Module):
@@ -120,6 +164,8 @@ class Resnet(nn.Module):
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         h = self.conv1(h)
         projection = projections[:, self.part, None, None]
+        if len(projection) > 1:
+            projection = repeat_rows(projection, len(x))
         if self.scale_shift:
             scale, shift = projection.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
@@ -132,8 +178,12 @@ class Resnet(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attention of queries [B, L, C] to keys and values [B, S, C], of C // ``heads`` channels a head: [B, L, C]."""
+    dtype = q.dtype
+    if dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.cpu._is_amx_tile_supported():
+        # Without AMX, torch's attention is slower in bfloat16 than in float32.
+        q, k, v = q.float(), k.float(), v.float()
     q, k, v = (p.unflatten(2, (heads, -1)).transpose(1, 2) for p in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).to(dtype)
 
 
 class SelfAttention(nn.Module):
@@ -213,11 +263,17 @@ def double(x: Tensor) -> Tensor:
 
 def stacked(layers: Sequence[nn.Linear]) -> nn.Linear:
     """Linear layers of one input as one, their outputs one after the other."""
-    bias = layers[0].bias is not None
-    fused = nn.Linear(layers[0].in_features, sum(m.out_features for m in layers), bias, device="meta")
-    for name in ("weight", "bias") if bias else ("weight",):
-        setattr(fused, name, nn.Parameter(torch.cat([getattr(m, name) for m in layers]), requires_grad=False))
-    return fused
+    weight = torch.cat([m.weight for m in layers])
+    return linear_of(weight, None if layers[0].bias is None else torch.cat([m.bias for m in layers]))
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these parameters, without memory of its own."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
 
 
 class LevelKind(NamedTuple):
@@ -339,7 +395,9 @@ class Backbone(nn.Module):
             if isinstance(module, SelfAttention):
                 module.fuse()
         self._fuse_projection()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
+        # The largest first: each copy fits into what the one before it freed, and the memory does not grow.
+        for conv in sorted((m for m in self.modules() if isinstance(m, nn.Conv2d)), key=lambda m: -m.weight.numel()):
+            conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
 
     def _fuse_projection(self) -> None:
         self.projection = stacked([r.time_emb_proj for r in self._resnets()])
@@ -369,7 +427,7 @@ class Backbone(nn.Module):
             h = self.mid_block(h, p, keys_values)
         for level in cast("Iterable[Level]", self.up_blocks):
             for i in range(len(level)):
-                h = level.at(i, torch.cat([h, skips.pop()], dim=1), p, keys_values)
+                h = level.at(i, torch.cat([h, repeat_rows(skips.pop(), len(h))], dim=1), p, keys_values)
             if (resize := level.resizer()) is not None:
                 # What was halved with a remainder is not the double of its half.
                 h = resize(h, p, skips[-1].shape[2:]) if isinstance(resize, Upsample) else resize(h, p)

@@ -24,8 +24,11 @@ from ddim_cli.models.blocks import (
     TimeEmbedding,
     attend,
     is_of_embedding,
+    linear_of,
+    multiply_then,
     pack_convolutions,
     pixels_to_tokens,
+    repeat_rows,
     sinusoid,
     stacked,
     tokens_to_pixels,
@@ -148,9 +151,23 @@ class GatedProjection(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj: nn.Linear | None = nn.Linear(width, 2 * inner)
+        self.linear: nn.Module
+        self.gate: nn.Module
+
+    def fuse(self) -> None:
+        """Make it two products, so that each is whole in memory and what follows it is done as it is written."""
+        if self.proj is None:
+            return
+        self.linear, self.gate = (
+            linear_of(weight, bias)
+            for weight, bias in zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
+        )
+        self.proj = None
 
     def forward(self, h: Tensor) -> Tensor:
+        if self.proj is None:
+            return multiply_then(self.linear, h, "mul", multiply_then(self.gate, h, "gelu"))
         h, gate = self.proj(h).chunk(2, dim=2)
         return F.gelu(gate).mul_(h)
 
@@ -164,7 +181,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GatedProjection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
     def forward(self, h: Tensor, residual: Tensor) -> Tensor:
-        return self.net[2](self.net[0](h)).add_(residual)
+        return multiply_then(self.net[2], self.net[0](h), "add", residual)
 
 
 class TransformerBlock(nn.Module):
@@ -177,8 +194,9 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, h: Tensor, keys_values: Tensor) -> Tensor:
-        h = self.attn1.to_out[0](self.attn1.mix(self.norm1(h))).add_(h)
-        h = self.attn2.to_out[0](self.attn2.mix(self.norm2(h), keys_values)).add_(h)
+        h = multiply_then(self.attn1.to_out[0], self.attn1.mix(self.norm1(h)), "add", h)
+        h = repeat_rows(h, len(keys_values))
+        h = multiply_then(self.attn2.to_out[0], self.attn2.mix(self.norm2(h), keys_values), "add", h)
         return self.ff(self.norm3(h), h)
 
 
@@ -196,6 +214,8 @@ class PointwiseConv2d(nn.Linear):
 class Transformer(nn.Module):
     """``depth`` transformer blocks over the pixels [B, C, H, W], with a residual around them."""
 
+    packs_linear = True
+
     def __init__(self, width: int, heads: int, text: int, groups: int, depth: int, linear: bool):
         super().__init__()
         projection = nn.Linear if linear else PointwiseConv2d
@@ -208,7 +228,8 @@ class Transformer(nn.Module):
         h = self.proj_in(pixels_to_tokens(self.norm(x)))
         for block in self.transformer_blocks:
             h = block(h, keys_values)
-        return tokens_to_pixels(self.proj_out(h), x).add_(x)
+        x = repeat_rows(x, len(h))
+        return tokens_to_pixels(multiply_then(self.proj_out, h, "add", pixels_to_tokens(x)), x)
 
 
 class ConditionalUNet(Backbone):
@@ -259,6 +280,9 @@ class ConditionalUNet(Backbone):
         self.text_projection = stacked([layer for a in attentions for layer in (a.to_k, a.to_v)])
         for attention in attentions:
             del attention.to_k, attention.to_v
+        for module in list(self.modules()):
+            if isinstance(module, GatedProjection):
+                module.fuse()
         self._fuse_products()
         return self
 
@@ -275,11 +299,14 @@ class ConditionalUNet(Backbone):
         return torch.cat([layer(text) for a in attentions for layer in (a.to_k, a.to_v)], dim=2)
 
     def body(self, x: Tensor, projections: Tensor, keys_values: Tensor) -> Tensor:
-        """The prediction at x [B, C, H, W].
+        """The prediction at x [B, C, H, W], [B, C', H, W].
+
+        Several texts for one image, as guidance has them, need no copies of it: what comes before the first
+        cross-attention is the same for all of them and computed once.
 
         Args:
             projections: of `project`, [B, P], or [1, P] where all rows share them.
-            keys_values: of `attend`, [B, L, K].
+            keys_values: of `attend`, [B, L, K]; or [n B, L, K], for the result of n times x, one after the other.
         """
         return self._predict(x, projections, keys_values)
 
