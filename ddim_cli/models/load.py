@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.errors import ModelError, first_line
 from ddim_cli.models import conditional_unet, unet
-from ddim_cli.models.blocks import is_of_embedding, pack_convolutions
+from ddim_cli.models.blocks import is_of_embedding, pack_convolutions, repeat_rows
 from ddim_cli.models.conditional_unet import ConditionalUNet
 from ddim_cli.models.describe import ModelDescription, describe_model
 from ddim_cli.models.device import DTYPES, choose_device, choose_dtype
@@ -71,7 +71,8 @@ class SamplingNetwork(Protocol):
 class TextNetwork(SamplingNetwork, Protocol):
     """A network that is conditioned on text.
 
-    ``attend(text [N, L, D], the text encoder's last hidden state) -> [N, L, K]``, computed once a prompt.
+    ``attend(text [N, L, D], the text encoder's last hidden state) -> [N, L, K]``, computed once a prompt. ``body`` may
+    be given several texts for each image, n B rows for x of B: it predicts for n times x, one after the other.
     """
 
     def attend(self, text: Tensor) -> Tensor: ...
@@ -101,8 +102,10 @@ class WholeTextNetwork(WholeNetwork):
         return text
 
     def body(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
+        [texts] = context
+        x = repeat_rows(x, len(texts))
         rows = projections.long().expand(len(x), -1)
-        return self.network(x, rows[:, 0], encoder_hidden_states=context[0].to(x.dtype), return_dict=False)[0]
+        return self.network(x, rows[:, 0], encoder_hidden_states=texts.to(x.dtype), return_dict=False)[0]
 
 
 def network_config(description: ModelDescription) -> dict[str, Any]:
