@@ -69,7 +69,9 @@ def _write(model: ModelDescription, directory: Path, dtype: torch.dtype) -> None
     pipeline = "DDIMPipeline"
     if model.latents is not None:
         pipeline, name = ("LDMPipeline", "vqvae") if model.latents.text is None else ("StableDiffusionPipeline", "vae")
-        autoencoder = load_autoencoder(model.latents).to(dtype=dtype, memory_format=torch.contiguous_format)
+        autoencoder = load_autoencoder(model.latents)
+        # Diffusers' own conversion warns of parts to be kept in float32, of which there are none.
+        torch.nn.Module.to(autoencoder, dtype=dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Said here too where the scale is the user's, or diffusers' default.
         autoencoder.register_to_config(scaling_factor=model.latents.scale)
         autoencoder.save_pretrained(directory / name, safe_serialization=True)
