@@ -113,15 +113,14 @@ def diffusers_pipeline(run: Run, device: torch.device, dtype: torch.dtype) -> An
     model, latents = run.model, run.model.latents
     assert latents is not None
     unet = load_described(model, device, dtype).network
-    autoencoder = load_autoencoder(latents, device)
-    torch.nn.Module.to(autoencoder, dtype=dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    autoencoder = load_autoencoder(latents, device, dtype, torch.contiguous_format)
     autoencoder.register_to_config(scaling_factor=latents.scale)
     if latents.text is None:
         return LDMPipeline(autoencoder, unet, diffusers_scheduler(run))
     return StableDiffusionPipeline(
         unet=unet,
         vae=autoencoder,
-        text_encoder=load_text_encoder(latents.text.encoder, device).to(dtype=dtype),
+        text_encoder=torch.nn.Module.to(load_text_encoder(latents.text.encoder, device), dtype),
         tokenizer=load_tokenizer(latents.text.tokenizer),
         scheduler=diffusers_scheduler(run),
         safety_checker=None,

@@ -14,8 +14,8 @@ import torch
 def write_random(shapes: Mapping[str, torch.Size], path: Path, seed: int) -> tuple[Path, ...]:
     """Weights of these names and shapes in float32, the same for the same seed.
 
-    They keep the size of what they are applied to, so that a network of any depth stays finite: uniform with
-    variance 1 / fan-in, but for ones where a norm scales, zeros for biases, and small embeddings.
+    Uniform up to 1 / sqrt(fan-in), as torch draws them, so that a network of any depth stays finite; but for ones where
+    a norm scales, zeros for biases, and small embeddings.
     """
     header, offset = dict[str, object](), 0
     for name, shape in shapes.items():
@@ -38,5 +38,5 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Ten
     if "embedding" in name and "time_embedding" not in name:
         bound = 0.03
     else:
-        bound = math.sqrt(3 / math.prod(shape[1:]))
+        bound = math.sqrt(1 / math.prod(shape[1:]))
     return tensor.uniform_(-bound, bound, generator=generator)

@@ -1,7 +1,7 @@
 """Any model that can be loaded -> a diffusers directory, which diffusers' own pipelines load.
 
-That is DDIMPipeline for a model in pixel space, LDMPipeline for an unconditional latent one, and StableDiffusionPipeline
-for a text-to-image model.
+That is DDIMPipeline for a model in pixel space, LDMPipeline for an unconditional latent one, and
+StableDiffusionPipeline for a text-to-image model.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _write(model: ModelDescription, directory: Path, dtype: torch.dtype) -> None
     from diffusers import __version__ as version
 
     # The network first: what is wrong with it is said before anything is there.
-    network = load_described(model, dtype=dtype).network
+    network: Any = load_described(model, dtype=dtype).network
     network.save_pretrained(directory / "unet", safe_serialization=True)
     del network
     DDIMScheduler(**_scheduler_keys(model)).save_pretrained(directory / "scheduler")
@@ -69,9 +69,7 @@ def _write(model: ModelDescription, directory: Path, dtype: torch.dtype) -> None
     pipeline = "DDIMPipeline"
     if model.latents is not None:
         pipeline, name = ("LDMPipeline", "vqvae") if model.latents.text is None else ("StableDiffusionPipeline", "vae")
-        autoencoder = load_autoencoder(model.latents)
-        # Diffusers' own conversion warns of parts to be kept in float32, of which there are none.
-        torch.nn.Module.to(autoencoder, dtype=dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        autoencoder = load_autoencoder(model.latents, dtype=dtype, layout=torch.contiguous_format)
         # Said here too where the scale is the user's, or diffusers' default.
         autoencoder.register_to_config(scaling_factor=model.latents.scale)
         autoencoder.save_pretrained(directory / name, safe_serialization=True)

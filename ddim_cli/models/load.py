@@ -1,7 +1,8 @@
 """From a description to a network on a device, with the described weights.
 
 `load_model` gives diffusers' UNet2DModel, for whoever wants to do more with it than sample; `load_sampling_network`
-gives what the denoising loop runs: `UNet` or `ConditionalUNet` where it can, and diffusers is imported only where it cannot.
+gives what the denoising loop runs: `UNet` or `ConditionalUNet` where they can, and diffusers is imported only where
+they cannot.
 """
 
 from __future__ import annotations

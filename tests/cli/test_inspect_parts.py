@@ -63,7 +63,9 @@ def test_the_hash_of_the_whole_is_of_every_part(ddim, copy):
         # The last byte of weights is a value's; a blank at the end of JSON says nothing.
         file.write_bytes(kept + b" " if name == "tokenizer" else kept[:-1] + bytes([kept[-1] ^ 1]))
         after = inspected(ddim, copy)
-        changed = {a["name"] for a, b in zip(before["parts"], after["parts"], strict=True) if a["sha256"] != b["sha256"]}
+        changed = {
+            a["name"] for a, b in zip(before["parts"], after["parts"], strict=True) if a["sha256"] != b["sha256"]
+        }
         assert changed == {name}
         assert after["weights"]["sha256"] != before["weights"]["sha256"]
         file.write_bytes(kept)

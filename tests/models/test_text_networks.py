@@ -54,7 +54,10 @@ def test_our_own_network_runs_what_it_knows(tiny_text_model, foreign):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_apart_needs_no_other_weights(dtype, tiny_text_model):
     """What compiled code is given: the same projections, keys and values as the whole network's, in its dtype."""
-    whole, apart = load_sampling_network(of(tiny_text_model), dtype=dtype), load_projection(of(tiny_text_model), dtype=dtype)
+    whole, apart = (
+        load_sampling_network(of(tiny_text_model), dtype=dtype),
+        load_projection(of(tiny_text_model), dtype=dtype),
+    )
     steps, text = torch.tensor([3, 900]), torch.randn(2, 77, 8, dtype=dtype)
     assert torch.equal(whole.project(steps), apart.project(steps))
     assert torch.equal(whole.attend(text), apart.attend(text))
