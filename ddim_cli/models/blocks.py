@@ -395,9 +395,7 @@ class Backbone(nn.Module):
             if isinstance(module, SelfAttention):
                 module.fuse()
         self._fuse_projection()
-        # The largest first: each copy fits into what the one before it freed, and the memory does not grow.
-        for conv in sorted((m for m in self.modules() if isinstance(m, nn.Conv2d)), key=lambda m: -m.weight.numel()):
-            conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch knows no such overload
 
     def _fuse_projection(self) -> None:
         self.projection = stacked([r.time_emb_proj for r in self._resnets()])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from ddim_cli.models.blocks import PackedLinear
 from ddim_cli.models.conditional_unet import ConditionalUNet, supports
 from ddim_cli.models.unet import PackedConv2d, is_of_embedding, pack_convolutions
 
@@ -142,6 +143,28 @@ def test_it_computes_what_diffusers_does(name):
     assert torch.equal(keys_values, ours.attend(text)), "the body leaves keys and values as they are"
 
 
+@pytest.mark.parametrize("name", ["first", "three-levels", "no-mid-block", "odd"])
+@pytest.mark.parametrize("packed", [False, True])
+@torch.inference_mode()
+def test_several_texts_need_no_copies_of_the_image(name, packed):
+    config, size = SUPPORTED[name]
+    dtype = torch.float32 if packed else torch.float64
+    theirs, ours = pair(config, dtype)
+    x, _, _ = inputs(config, size, dtype, rows=2)
+    text = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    timesteps = torch.tensor([800, 30])
+    expected = theirs(x.repeat(3, 1, 1, 1), timesteps.repeat(3), text).sample
+    close = {"rtol": 0, "atol": (1e-5 if packed else 1e-10) * expected.abs().max().item()}
+    ours.fuse()
+    if packed:
+        pack_convolutions(ours)
+    keys_values, before = ours.attend(text), x.clone()
+    torch.testing.assert_close(ours.body(x, ours.project(timesteps), keys_values), expected, **close)
+    shared = theirs(x.repeat(3, 1, 1, 1), 30, text).sample
+    torch.testing.assert_close(ours.body(x, ours.project(timesteps)[1:], keys_values), shared, **close)
+    assert torch.equal(x, before)
+
+
 @torch.inference_mode()
 def test_one_row_of_projections_holds_for_all():
     theirs, ours = pair(FIRST)
@@ -169,7 +192,8 @@ def test_packed_it_computes_the_same(name):
     x, timesteps, text = inputs(config, size, torch.float32)
     expected = theirs(x, timesteps, text).sample
     pack_convolutions(ours.fuse())
-    assert any(isinstance(m, PackedConv2d) for m in ours.modules()) == torch.backends.mkldnn.is_available()
+    for packed in (PackedConv2d, PackedLinear):
+        assert any(isinstance(m, packed) for m in ours.modules()) == torch.backends.mkldnn.is_available()
     # 170 units roundoff of the largest, as in test_unet.
     close = {"rtol": 1e-4, "atol": 1e-5 * expected.abs().max().item()}
     for rows in (3, 1, 3):
