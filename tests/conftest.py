@@ -19,6 +19,10 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parent.parent
 TESTS = Path(__file__).parent
+# What tests of every folder share.
+sys.path.insert(0, str(TESTS))
+
+from pipelines import make_latent_pipeline, make_text_pipeline
 
 # Help and errors are wrapped to the terminal's width: give the tests a wide one, without colours.
 os.environ.update(COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1")
@@ -56,64 +60,17 @@ def tiny_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_text_model(tmp_path_factory) -> Path:
     """A random Stable Diffusion pipeline of 64x64 RGB pictures and 4x32x32 latents, its tokens single letters."""
-    pytest.importorskip("transformers")
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    folder = tmp_path_factory.mktemp("models") / "tiny-text"
+    make_text_pipeline(folder, words=())
+    return folder
 
-    path = tmp_path_factory.mktemp("models") / "tiny-text"
-    files = tmp_path_factory.mktemp("tokenizer")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    marks = ["<|startoftext|>", "<|pad|>", "<|endoftext|>"]
-    vocabulary = [*marks, *letters, *(f"{letter}</w>" for letter in letters)]
-    (files / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
-    (files / "merges.txt").write_text("#version: 0.2\n")
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=32,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        norm_num_groups=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )
-    autoencoder = AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=2,
-    )
-    encoder = CLIPTextConfig(
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=1,
-        vocab_size=len(vocabulary),
-        hidden_size=8,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    pipeline = StableDiffusionPipeline(
-        unet=unet,
-        vae=autoencoder,
-        text_encoder=CLIPTextModel(encoder),
-        tokenizer=CLIPTokenizer(str(files / "vocab.json"), str(files / "merges.txt"), model_max_length=77),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(path)
-    return path
+
+@pytest.fixture(scope="session")
+def tiny_latent_model(tmp_path_factory) -> Path:
+    """A random unconditional latent model of 64x64 pictures, saved as an LDMPipeline."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-latent"
+    make_latent_pipeline(folder)
+    return folder
 
 
 @pytest.fixture

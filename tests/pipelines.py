@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,14 +13,14 @@ import torch
 WORDS = ("a", "the", "bold", "thin", "seven", "zero", "one")
 
 
-def make_tokenizer(folder: Path, limit: int = 77):
-    """A CLIPTokenizer of letters and `WORDS`, from files in ``folder``."""
+def make_tokenizer(folder: Path, limit: int = 77, words: Sequence[str] = WORDS):
+    """A CLIPTokenizer of letters and ``words``, from files in ``folder``."""
     from transformers import CLIPTokenizer
 
     vocabulary = ["<|startoftext|>", "<|pad|>", "<|endoftext|>", *string.ascii_lowercase]
     vocabulary += [f"{letter}</w>" for letter in string.ascii_lowercase]
     merges = []
-    for word in WORDS:
+    for word in words:
         start = word[0]
         for letter in word[1:-1]:
             merges.append(f"{start} {letter}")
@@ -42,7 +43,7 @@ def text_scheduler(**changes):
     return DDIMScheduler(**{**settings, "set_alpha_to_one": False, "steps_offset": 1, **changes})
 
 
-def make_text_pipeline(folder: Path, shape: str = "sd1", limit: int = 77, **scheduler):
+def make_text_pipeline(folder: Path, shape: str = "sd1", limit: int = 77, words: Sequence[str] = WORDS, **scheduler):
     """A random StableDiffusionPipeline of 64x64 pictures, ``shape`` "sd1" or "sd2", saved into ``folder``."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -82,7 +83,7 @@ def make_text_pipeline(folder: Path, shape: str = "sd1", limit: int = 77, **sche
         unet=unet,
         vae=vae,
         text_encoder=encoder,
-        tokenizer=make_tokenizer(folder / "made", limit),
+        tokenizer=make_tokenizer(folder.with_name(f"{folder.name}-tokenizer"), limit, words),
         scheduler=text_scheduler(**scheduler),
         safety_checker=None,
         feature_extractor=None,

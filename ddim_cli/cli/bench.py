@@ -28,7 +28,9 @@ def bench(
     architecture: Annotated[
         str | None,
         option(
-            "Use random weights of a published shape: cifar10, celeba64, lsun256 or mnist.", "Model", metavar="NAME"
+            "Use random weights of a published shape: cifar10, celeba64, lsun256, mnist, or with text sd15 or sd21.",
+            "Model",
+            metavar="NAME",
         ),
     ] = None,
     batch_sizes: Annotated[str, option("Batch sizes to measure [1,8,64].", PANEL, metavar="LIST")] = "1,8,64",
@@ -52,11 +54,15 @@ def bench(
         ),
     ] = True,
     psnr_images: Annotated[
-        int,
+        int | None,
         option(
-            "Images to compare with float32, for another dtype; 0: none [16].", PANEL, min=0, max=100_000, metavar="N"
+            "Images to compare with float32, for another dtype; 0: none [16; of a latent model 1].",
+            PANEL,
+            min=0,
+            max=100_000,
+            metavar="N",
         ),
-    ] = 16,
+    ] = None,
     plot: Annotated[
         Path | None, option("Plot images/s over the batch size to this file.", "Console", metavar="FILE.png")
     ] = None,
@@ -70,6 +76,8 @@ def bench(
 
     With --against, diffusers makes the same pictures in the same process, in turns; the ratio of speeds is printed.
 
+    A text-to-image model is given a prompt of the tool's own, unless there is one.
+
     Of a config, num_images, seeds beyond the first, batch_size and \\[output] are not used.
 
     [bold]Examples[/bold]
@@ -78,6 +86,7 @@ def bench(
     ddim bench --batch-sizes 1,8
     ddim bench --architecture cifar10 --batch-sizes 8 --against diffusers
     ddim bench -m path/to/model --dtype bfloat16 --against diffusers,diffusers+ --plot speed.png
+    ddim bench --architecture sd15 --batch-sizes 1 --steps 2 --against diffusers
     ddim bench --steps 10 --repeats 3 --json
     """
     sizes, rivals = parse_batch_sizes(batch_sizes), parse_against(against or [])
@@ -145,18 +154,23 @@ def name_plot(path: Path, overwrite: bool) -> NamedFile:
 
 def _resolve(layers: Layers, architecture: str | None, folder: Path) -> Run:
     """Resolve the run of a named model or of a published shape. Raises UsageError."""
+    from ddim_cli.config.layers import Layer, merge
+    from ddim_cli.errors import UsageError
+    from ddim_cli.evaluation.text_architectures import DEFAULT_PROMPT
     from ddim_cli.sampling.resolve import resolve, settle
 
+    prompt = Layer({"sampling.prompt": DEFAULT_PROMPT}, {"sampling.prompt": "default of ddim bench"})
     if architecture is None:
-        return resolve(layers)
-    from ddim_cli.config.layers import merge
-    from ddim_cli.errors import UsageError
+        run = resolve(layers, conditions_follow=True)
+        prompts = [prompt] if run.model.takes_text else []
+        return resolve([*prompts, *layers], describe=lambda settings, cached_only: run.model)
     from ddim_cli.evaluation.architectures import describe_architecture
 
     if "model.source" in layers[-1].values:
         raise UsageError("--model and --architecture are two ways to say which network; give one")
     model = describe_architecture(architecture, folder, merge(layers).config.model)
-    return settle(merge([model.settings_layer(), *layers]), model)
+    prompts = [prompt] if model.takes_text else []
+    return settle(merge([model.settings_layer(), *prompts, *layers]), model)
 
 
 def _digits(value: float) -> str:
@@ -183,6 +197,7 @@ Rows = dict[str, Callable[[Mapping[str, Any]], str]]
 ROWS: Rows = {
     "images/s": lambda r: _with_spread(r["images_per_second"]),
     "ms an image and step": lambda r: _with_spread(r["ms_per_image_and_step"]),
+    "of the UNet, ms": lambda r: _with_spread(r["network_ms_per_image_and_step"]),
     "time to first image, s": lambda r: _median(r["time_to_first_image_seconds"]),
     "loading, s": lambda r: _digits(r["load_seconds"]),
     "warm-up batch, s": lambda r: _digits(r["first_batch_seconds"]),
@@ -197,9 +212,17 @@ def _rows(measured: Mapping[str, Any]) -> Rows:
     """Return the table's rows, those of each rival last."""
     rows = dict(ROWS)
     for name in measured["against"]:
-        for label, key in ((f"{name}, images/s", "images_per_second"), (f"x {name}", "ratio")):
+        keys = [(f"{name}, images/s", "images_per_second"), (f"x {name}", "ratio")]
+        if all(result["against"][name]["network_ratio"] for result in measured["results"]):
+            keys.append((f"x {name}, the UNet alone", "network_ratio"))
+        for label, key in keys:
             rows[label] = functools.partial(_of_rival, name, key)
+        rows[f"{name}, peak memory, MiB"] = functools.partial(_memory_of_rival, name)
     return rows
+
+
+def _memory_of_rival(name: str, result: Mapping[str, Any]) -> str:
+    return f"{result['against'][name]['peak_memory']['bytes'] / 2**20:,.0f}"
 
 
 def _of_rival(name: str, key: str, result: Mapping[str, Any]) -> str:

@@ -48,7 +48,8 @@ def compile_network(
     if list_kept or clear:
         (_clear if clear else _show_kept)(json)
         return
-    run = resolve(layers)
+    # No prompt or class bears on the code.
+    run = resolve(layers, conditions_follow=True)
     with showing_progress(quiet, RunProgress(verbose)) as progress:
         from ddim_cli.sampling import compiled
         from ddim_cli.sampling.job import make_job
@@ -72,7 +73,7 @@ def _purpose(facts: dict[str, Any]) -> str:
         return "damaged or unfinished"
     batch, *shape = facts["shape"]
     size = "x".join(map(str, shape))
-    return f"{counted(batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}"
+    return f"{counted(facts['texts'] or batch, 'row')} of {size} in {facts['dtype']} on {facts['device']}"
 
 
 def _size(facts: dict[str, Any]) -> str:

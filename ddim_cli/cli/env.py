@@ -9,7 +9,18 @@ from ddim_cli import __version__
 from ddim_cli.cli import console, panels
 from ddim_cli.cli.options import Json, Verbose
 
-PACKAGES = ("torch", "diffusers", "safetensors", "pydantic", "typer", "rich", "pillow", "tomli", "numpy")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "pydantic",
+    "typer",
+    "rich",
+    "pillow",
+    "tomli",
+    "numpy",
+)
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR", "PYTORCH_ALLOC_CONF")
 
 

@@ -260,21 +260,44 @@ def _made_at(record: Mapping[str, Any]) -> str | None:
 
 def rows(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Say what `models.inspect.facts` knows of a model, as a person reads it."""
-    weights, memory = facts["weights"], facts["memory"]
+    weights, memory, parts = facts["weights"], facts["memory"], facts["parts"] or []
     table = {
         "kind": facts["kind"] + (f", revision {facts['revision']}" if facts["revision"] else ""),
-        "network": f"{facts['class']}, {facts['parameters']:,} parameters",
+        "network": facts["class"] + ("" if parts else f", {facts['parameters']:,} parameters"),
         "image": f"{facts['channels']} x {facts['height']} x {facts['width']}",
+        "state": f"{' x '.join(map(str, facts['state']))}, latents times {facts['latent_scale']:g}" if parts else None,
+        "prompt": _prompt(facts),
         "classes": f"0-{facts['classes'] - 1}" if facts["classes"] else None,
         "blocks": "\n".join(f"{'└' if line is facts['blocks'][-1] else '├'} {line}" for line in facts["blocks"]),
-        "weights": f"{weights['bytes']:,} bytes, " + ", ".join(f"{n:,} in {d}" for d, n in weights["dtypes"].items()),
+        **{part["name"]: _part(part) for part in parts},
+        "weights": (f"{facts['parameters']:,} parameters in all, " if parts else "") + _stored(weights),
         "files": "\n".join(weights["files"]),
-        "sha256": weights["sha256"],
+        "sha256": weights["sha256"] + (", of all parts" if parts else ""),
         "scheduler": "\n".join(f"{k} = {shortened(str(v), 60)}" for k, v in (facts["scheduler"] or {}).items())
         or "none of its own",
-        "cost": f"{facts['flops_per_image_and_step'] / 1e9:.3g} GFLOP an image and step",
+        "cost": f"{facts['flops_per_image_and_step'] / 1e9:.3g} GFLOP an image and step"
+        + (", twice that with guidance" if facts["prompt_tokens"] else ""),
         "memory": f"about {memory['float32_bytes'] / 2**20:,.0f} MiB in float32, "
-        f"{memory['bfloat16_bytes'] / 2**20:,.0f} in bfloat16, for a batch of {memory['batch']}",
+        f"{memory['bfloat16_bytes'] / 2**20:,.0f} in bfloat16, for a batch of {memory['batch']}"
+        + (", the other parts in float32" if parts else ""),
         "notes": "\n".join(facts["notes"]) or None,
     }
     return {name: value for name, value in table.items() if value is not None}
+
+
+def _prompt(facts: Mapping[str, Any]) -> str | None:
+    if facts["prompt_tokens"] is None:
+        return None
+    # Begin and end take one each.
+    return f"at most {facts['prompt_tokens'] - 2} tokens; guided by {facts['guidance_scale']:g} unless told otherwise"
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    """Say what is in a part; of one without weights, its files."""
+    size = f"{part['parameters']:,} parameters, " if part["parameters"] else ""
+    return f"{part['class']}, {size}{_stored(part)}\nsha256 {part['sha256']}"
+
+
+def _stored(facts: Mapping[str, Any]) -> str:
+    """Say how many bytes, and what of."""
+    return ", ".join([f"{facts['bytes']:,} bytes", *(f"{n:,} in {d}" for d, n in facts["dtypes"].items())])

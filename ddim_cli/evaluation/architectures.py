@@ -12,10 +12,14 @@ import torch
 from ddim_cli.config.layers import nearest
 from ddim_cli.config.schema import ModelSettings, SchedulerSettings
 from ddim_cli.errors import UsageError
+from ddim_cli.evaluation import text_architectures
+from ddim_cli.evaluation.random_weights import write_random
 from ddim_cli.models.describe import BUNDLED, ModelDescription
+from ddim_cli.models.latent import checked_latent_network
 from ddim_cli.models.networks import checked_network
 from ddim_cli.models.original import unet_config
 from ddim_cli.models.parts import read_json
+from ddim_cli.models.text import check_installed
 
 SEED = 0
 # The network of DDPM and DDIM (Ho et al., arXiv:2006.11239, appendix B) in its published sizes: (image size, channel
@@ -25,7 +29,7 @@ SHAPES: dict[str, tuple[int, list[int], int]] = {
     "celeba64": (64, [1, 2, 2, 2, 4], 2),
     "lsun256": (256, [1, 1, 2, 2, 4, 4], 4),
 }
-NAMES = (*SHAPES, "mnist")
+NAMES = (*SHAPES, "mnist", *text_architectures.NAMES)
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,11 @@ def describe_architecture(name: str, folder: Path, settings: ModelSettings | Non
 
     Raises:
         UsageError: for a name that is none.
-        ModelError: for an image size that the shape cannot have.
+        ModelError: for an image size that the shape cannot have, and a text-to-image model without transformers.
     """
     where = f"architecture {name}"
+    if name in text_architectures.NAMES:
+        return _describe_text(name, folder, where, settings)
     network = checked_network(architecture_config(name), settings.image_size if settings else None, where)
     return Architecture(
         source=where,
@@ -87,4 +93,26 @@ def describe_architecture(name: str, folder: Path, settings: ModelSettings | Non
             include={"num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"}
         ),
         scheduler_name="linear schedule",
+    )
+
+
+def _describe_text(name: str, folder: Path, where: str, settings: ModelSettings | None) -> ModelDescription:
+    check_installed()
+    latents = text_architectures.describe_parts(name, folder, SEED)
+    size = settings.image_size if settings else None
+    network = checked_latent_network(text_architectures.unet_config(name), latents, size, where)
+
+    def write_weights() -> tuple[Path, ...]:
+        return write_random(text_architectures.unet_shapes(network), folder / f"{name}-unet.safetensors", SEED)
+
+    return Architecture(
+        source=where,
+        name=name,
+        kind="architecture",
+        where=where,
+        network=network,
+        fetch_weights=write_weights,
+        scheduler=text_architectures.scheduler_keys(name),
+        scheduler_name="scaled linear schedule",
+        latents=latents,
     )

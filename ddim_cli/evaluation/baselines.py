@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +17,12 @@ from ddim_cli.diffusion.coefficients import previous_timesteps
 from ddim_cli.diffusion.schedules import SCHEDULES
 from ddim_cli.diffusion.spacings import SPACINGS
 from ddim_cli.errors import UsageError
+from ddim_cli.evaluation.gauges import NetworkClock
+from ddim_cli.models.decoders import load_autoencoder
 from ddim_cli.models.describe import ModelDescription
+from ddim_cli.models.load import load_described
 from ddim_cli.models.stored import read_weights
+from ddim_cli.models.text import load_text_encoder, load_tokenizer
 from ddim_cli.outputs.picture import to_image, to_pixels
 from ddim_cli.sampling.compiled import compiler
 from ddim_cli.sampling.resolve import Run
@@ -37,15 +43,32 @@ _IN_BFLOAT16 = {
 }
 
 
-def describe_baseline(name: str, dtype: torch.dtype) -> str:
-    """What one of `BASELINES` is, in this dtype."""
+# Of a latent model; PIPELINE stands for its name.
+_OF_LATENTS = {
+    "diffusers": "PIPELINE as its documentation shows it, without its progress bar, its PNGs saved by Pillow",
+    "diffusers+": "PIPELINE with channels_last and torch.compile of its UNet, SDPA, and no progress bar",
+}
+
+
+def describe_baseline(name: str, dtype: torch.dtype, pipeline: str = "DDIMPipeline") -> str:
+    """What one of `BASELINES` is, in this dtype, where diffusers runs the model by this pipeline."""
+    if pipeline != "DDIMPipeline":
+        return _OF_LATENTS[name].replace("PIPELINE", pipeline)
     return _IN_BFLOAT16.get(name, BASELINES[name]) if dtype == torch.bfloat16 else BASELINES[name]
 
 
-def check_comparable(run: Run, names: Sequence[str]) -> None:
+def pipeline_name(model: ModelDescription) -> str:
+    """Diffusers' pipeline for a model."""
+    if model.latents is None:
+        return "DDIMPipeline"
+    return "StableDiffusionPipeline" if model.takes_text else "LDMPipeline"
+
+
+def check_comparable(run: Run, names: Sequence[str], dtype: torch.dtype = torch.float32) -> None:
     """Raise UsageError for what diffusers' pipeline does not have, or a compile that cannot be."""
     config, [name, *_] = run.config, names
     schedule, spacing = config.scheduler.beta_schedule, config.scheduler.timestep_spacing
+    pipeline, (height, width) = pipeline_name(run.model), run.model.size
     unknown = [
         text
         for text, there in (
@@ -54,13 +77,56 @@ def check_comparable(run: Run, names: Sequence[str]) -> None:
             ("an explicit list of timesteps", config.sampling.timesteps is not None),
             (f"the schedule {schedule}", not SCHEDULES[schedule].in_diffusers),
             (f"the spacing {spacing}", not SPACINGS[spacing].in_diffusers),
+            ("use_clipped_model_output", run.model.latents is not None and config.sampling.use_clipped_model_output),
+            ("a guidance scale below 1", config.sampling.guidance_scale < 1),
+            ("pictures that are not square", pipeline == "LDMPipeline" and height != width),
+            # It draws that of the steps from no generator.
+            ("noise of a seed, which eta above 0 needs", pipeline == "LDMPipeline" and config.sampling.eta > 0),
+            ("bfloat16", pipeline == "LDMPipeline" and dtype == torch.bfloat16),
         )
         if there
     ]
     if unknown:
-        raise UsageError(f"--against {name}: diffusers' DDIMPipeline does not have {' or '.join(unknown)}")
+        raise UsageError(f"--against {name}: diffusers' {pipeline} does not have {' or '.join(unknown)}")
     if "diffusers+" in names and compiler() is None:
         raise UsageError("--against diffusers+ compiles, which needs a C++ compiler, and none was found")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers says on import of image processors, which nothing here uses."""
+    import transformers
+
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+
+
+def diffusers_pipeline(run: Run, device: torch.device, dtype: torch.dtype) -> Any:
+    """Diffusers' pipeline of a latent model with all of the model's parts in ``dtype``, as from_pretrained gives it."""
+    with _quiet():
+        from diffusers import LDMPipeline, StableDiffusionPipeline
+
+    model, latents = run.model, run.model.latents
+    assert latents is not None
+    unet = load_described(model, device, dtype).network
+    autoencoder = load_autoencoder(latents, device, dtype, torch.contiguous_format)
+    autoencoder.register_to_config(scaling_factor=latents.scale)
+    if latents.text is None:
+        return LDMPipeline(autoencoder, unet, diffusers_scheduler(run))
+    return StableDiffusionPipeline(
+        unet=unet,
+        vae=autoencoder,
+        text_encoder=torch.nn.Module.to(load_text_encoder(latents.text.encoder, device), dtype),
+        tokenizer=load_tokenizer(latents.text.tokenizer),
+        scheduler=diffusers_scheduler(run),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 def diffusers_unet(model: ModelDescription, device: torch.device, dtype: torch.dtype) -> UNet2DModel:
@@ -97,15 +163,29 @@ def stride_note(run: Run) -> str | None:
     )
 
 
-class Contestant:
+class Contestant(ABC):
     """Someone who makes pictures of seeds: those below, and `bench.Ours`."""
 
-    def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
-        """A batch, a picture a generator."""
-        raise NotImplementedError
-
+    @abstractmethod
     def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
         """Yield each batch's pictures, uint8 [H, W, C], once they are saved in ``folder`` (None: not saved)."""
+
+    def close(self) -> None:  # noqa: B027  # not all have something to close
+        """Give back what is held."""
+
+
+class Baseline(Contestant):
+    """Diffusers, in one way or another. ``clock`` adds up the time of its network's calls, on a CPU."""
+
+    clock: NetworkClock | None = None
+
+    @abstractmethod
+    def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
+        """A batch, a picture a generator."""
+
+    def batches(self, seeds: Sequence[int], batch_size: int, folder: Path | None) -> Iterator[list[np.ndarray]]:
+        if self.clock is not None:
+            self.clock.seconds = 0.0
         for start in range(0, len(seeds), batch_size):
             part = seeds[start : start + batch_size]
             images = self.images([torch.Generator("cpu").manual_seed(seed) for seed in part])
@@ -114,11 +194,13 @@ class Contestant:
                     image.save(folder / f"{seed:06d}.png")
             yield [to_pixels(image) for image in images]
 
-    def close(self) -> None:
-        pass
+    def _watch(self, network: Any, device: torch.device) -> None:
+        """Time the calls of a network from now on. On a GPU they return before they are done."""
+        if device.type == "cpu":
+            self.clock = network.forward = NetworkClock(network.forward)
 
 
-class Diffusers(Contestant):
+class Diffusers(Baseline):
     """``A``: the pipeline as documented."""
 
     def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
@@ -129,6 +211,7 @@ class Diffusers(Contestant):
         # Its bar is drawn, as documented, but where it spoils no table of ours.
         self._screen = open(os.devnull, "w")  # noqa: SIM115
         self._pipeline.set_progress_bar_config(file=self._screen)
+        self._watch(self._pipeline.unet, device)
 
     def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
         return self._pipeline(
@@ -143,14 +226,18 @@ class Diffusers(Contestant):
         self._screen.close()
 
 
-class DiffusersLoop(Contestant):
+class DiffusersLoop(Baseline):
     """``A`` in bfloat16, of which DDIMPipeline cannot make pictures: the loop that diffusers' documentation shows."""
 
     def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
         self._settings, self._device, self._dtype = run.config.sampling, device, dtype
-        self._unet = diffusers_unet(run.model, device, dtype)
+        self._unet = self._prepared(diffusers_unet(run.model, device, dtype))
+        self._watch(self._unet, device)
         self._scheduler = diffusers_scheduler(run)
         self._shape = run.model.shape
+
+    def _prepared(self, unet: Any) -> Any:
+        return unet
 
     def _noise(self, generators: Sequence[torch.Generator]) -> torch.Tensor:
         return torch.stack([torch.randn(self._shape, generator=g, dtype=self._dtype) for g in generators])
@@ -179,12 +266,8 @@ class DiffusersLoop(Contestant):
 class DiffusersPlus(DiffusersLoop):
     """``A+``: diffusers' network and scheduler with every switch that its speed guide recommends."""
 
-    def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
-        super().__init__(run, device, dtype)
-        # max-autotune tries GPU kernels, and uses CUDA graphs; on a CPU it is minutes for nothing.
-        mode = "max-autotune" if device.type == "cuda" else None
-        unet = self._unet.to(memory_format=torch.channels_last)
-        self._unet = torch.compile(unet, fullgraph=True, dynamic=False, mode=mode)
+    def _prepared(self, unet: Any) -> Any:
+        return compiled_unet(unet, self._device)
 
     def _denoise(self, generators: list[torch.Generator]) -> np.ndarray:
         x = self._noise(generators).to(self._device, memory_format=torch.channels_last)
@@ -195,7 +278,50 @@ class DiffusersPlus(DiffusersLoop):
         return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def make_baseline(name: str, run: Run, device: torch.device, dtype: torch.dtype) -> Contestant:
+def compiled_unet(unet: Any, device: torch.device) -> Any:
+    """A network as diffusers' speed guide has it."""
+    # max-autotune tries GPU kernels, and uses CUDA graphs; on a CPU it is minutes for nothing.
+    mode = "max-autotune" if device.type == "cuda" else None
+    return torch.compile(unet.to(memory_format=torch.channels_last), fullgraph=True, dynamic=False, mode=mode)
+
+
+class LatentPipeline(Baseline):
+    """The pipeline of a latent model, without its progress bar; ``plus``, its network compiled and channels-last."""
+
+    def __init__(self, run: Run, device: torch.device, dtype: torch.dtype, plus: bool):
+        self._run = run
+        self._pipeline = diffusers_pipeline(run, device, dtype)
+        self._pipeline.set_progress_bar_config(disable=True)
+        if plus:
+            self._pipeline.unet = compiled_unet(self._pipeline.unet, device)
+            decoder = self._pipeline.vae if run.model.takes_text else self._pipeline.vqvae
+            decoder.to(memory_format=torch.channels_last)
+        self._watch(self._pipeline.unet, device)
+
+    def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
+        settings, count = self._run.config.sampling, len(generators)
+        common = {"generator": generators, "eta": settings.eta, "num_inference_steps": settings.steps}
+        if not self._run.model.takes_text:
+            return self._pipeline(batch_size=count, **common).images
+        height, width = self._run.model.size
+        return self._pipeline(
+            prompt=[settings.prompt] * count,
+            negative_prompt=[settings.negative_prompt or ""] * count,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            height=height,
+            width=width,
+            output_type="pil",
+            **common,
+        ).images
+
+    def close(self) -> None:
+        del self._pipeline
+
+
+def make_baseline(name: str, run: Run, device: torch.device, dtype: torch.dtype) -> Baseline:
+    if run.model.latents is not None:
+        return LatentPipeline(run, device, dtype, name == "diffusers+")
     if name == "diffusers+":
         return DiffusersPlus(run, device, dtype)
     return (DiffusersLoop if dtype == torch.bfloat16 else Diffusers)(run, device, dtype)

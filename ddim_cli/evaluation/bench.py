@@ -26,7 +26,15 @@ import torch
 
 from ddim_cli.errors import RunError
 from ddim_cli.evaluation import pixels
-from ddim_cli.evaluation.baselines import Contestant, check_comparable, describe_baseline, make_baseline, stride_note
+from ddim_cli.evaluation.baselines import (
+    Baseline,
+    Contestant,
+    check_comparable,
+    describe_baseline,
+    make_baseline,
+    pipeline_name,
+    stride_note,
+)
 from ddim_cli.evaluation.gauges import (
     NetworkClock,
     PeakMemory,
@@ -36,7 +44,7 @@ from ddim_cli.evaluation.gauges import (
     spread,
     synchronize,
 )
-from ddim_cli.models.device import choose_device
+from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.inspect import flops
 from ddim_cli.outputs.writer import BackgroundWriter
 from ddim_cli.sampling.host import keep_memory
@@ -65,7 +73,7 @@ class Benchmark:
 
     ``repeats`` timed rounds after the warm-up, each of ``batches`` batches (None: by the device);
     ``against`` names of `BASELINES`; ``psnr_images`` how many to compare with float32, where the
-    dtype is another; ``scratch`` an empty folder.
+    dtype is another (None: 16, of a latent model 1); ``scratch`` an empty folder.
     """
 
     run: Run
@@ -75,7 +83,7 @@ class Benchmark:
     batches: int | None = None
     against: tuple[str, ...] = ()
     files: bool = True
-    psnr_images: int = 16
+    psnr_images: int | None = None
 
 
 class Lap(NamedTuple):
@@ -146,7 +154,8 @@ class Bench:
         on_gpu = self._device.type == "cuda"
         self._batches = benchmark.batches or (BATCHES_ON_GPU if on_gpu else BATCHES_ON_CPU)
         if benchmark.against:
-            check_comparable(benchmark.run, benchmark.against)
+            dtype = choose_dtype(benchmark.run.config.runtime.dtype, self._device)
+            check_comparable(benchmark.run, benchmark.against, dtype)
         self._runs = {size: self._run_of(size, size * self._batches) for size in benchmark.batch_sizes}
 
     def measure(self) -> dict[str, Any]:
@@ -180,7 +189,9 @@ class Bench:
             "machine": _machine(job, peak),
             "network_time": "summed over its calls" if job.device.type == "cpu" else "measured alone",
             "flops_per_image_and_step": cost,
-            "against": {name: describe_baseline(name, job.dtype) for name in benchmark.against},
+            "against": {
+                name: describe_baseline(name, job.dtype, pipeline_name(job.run.model)) for name in benchmark.against
+            },
             "stride": stride_note(job.run) if benchmark.against else None,
             "results": results,
             "psnr": [result.pop("psnr") for result in results][-1],
@@ -219,6 +230,7 @@ class Bench:
             torch.compiler.reset()
         job = make_job(self._runs[batch_size])
         memory = PeakMemory(job.device)
+        before = memory.now()
         self._tell(f"batch {batch_size}: loading, and the first batch", False)
         started = time.perf_counter()
         ours = Ours(job, self._slower)
@@ -227,22 +239,32 @@ class Bench:
         seeds = job.run.config.seeds()
         warm = self._lap(ours, seeds[:batch_size], batch_size)
         used = memory.read()
-        others: dict[str, Contestant] = {}
+        others: dict[str, Baseline] = {}
+        others_warm, others_used = dict[str, Lap](), dict[str, int]()
         for name in self._benchmark.against:
             self._tell(f"batch {batch_size}: the first batch of {name}", False)
+            gauge = PeakMemory(job.device)
+            held = gauge.now()
             others[name] = make_baseline(name, job.run, job.device, job.dtype)
-        others_warm = {name: self._lap(other, seeds[:batch_size], batch_size) for name, other in others.items()}
+            others_warm[name] = self._lap(others[name], seeds[:batch_size], batch_size)
+            # As if it were alone: what those before it hold is no memory of its own.
+            others_used[name] = gauge.read() - held + before
 
         laps: dict[str, list[Lap]] = {name: [] for name in ("ours", *others)}
-        network = []
+        network: list[float] = []
+        others_network: dict[str, list[float]] = {name: [] for name in others}
         for i in range(self._benchmark.repeats):
             self._tell(f"batch {batch_size}: round {i + 1} of {self._benchmark.repeats}", True)
             laps["ours"].append(self._lap(ours, seeds, batch_size))
             network.append(ours.network_seconds(seeds, batch_size))
             for name, other in others.items():
                 laps[name].append(self._lap(other, seeds, batch_size))
+                if other.clock is not None:
+                    others_network[name].append(other.clock.seconds)
         for contestant in (ours, *others.values()):
             contestant.close()
+        del contestant
+        others.clear()
         # Of the last batch size alone: it does not bear on the arithmetic, and what is compiled is used again.
         compared = self._psnr(ours, job) if batch_size == self._benchmark.batch_sizes[-1] else None
 
@@ -259,6 +281,9 @@ class Bench:
             "time_to_first_image_seconds": spread([lap.first for lap in laps["ours"]]),
             "peak_memory": {"bytes": used, "of": memory.meaning},
             "network_seconds": spread(network),
+            "network_ms_per_image_and_step": spread(
+                [1000 * s / (len(seeds) * len(job.run.timesteps)) for s in network]
+            ),
             "share_outside_network": spread([1 - n / s for n, s in zip(network, seconds, strict=True)]),
             "flops_per_second": speed,
             "share_of_matrix_peak": speed / peak,
@@ -266,10 +291,13 @@ class Bench:
                 name: {
                     **speeds([lap.seconds for lap in laps[name]], len(seeds), len(job.run.timesteps)),
                     "first_batch_seconds": others_warm[name].seconds,
+                    "peak_memory": {"bytes": others_used[name], "of": memory.meaning},
+                    "network_seconds": spread(others_network[name]) if others_network[name] else None,
+                    "network_ratio": ratio(network, others_network[name]) if others_network[name] else None,
                     "ratio": ratio(seconds, [lap.seconds for lap in laps[name]]),
                     "largest_difference": largest_difference(warm.pictures, others_warm[name].pictures),
                 }
-                for name in others
+                for name in self._benchmark.against
             },
             "psnr": compared,
         }
@@ -297,6 +325,8 @@ class Bench:
     def _psnr(self, ours: Ours, job: Job) -> dict[str, Any] | None:
         """PSNR against float32, of the same seeds, in dB; None where the dtype is float32, or nobody asks."""
         images = self._benchmark.psnr_images
+        if images is None:
+            images = 16 if job.run.model.latents is None else 1
         if job.dtype == torch.float32 or images == 0:
             return None
         self._tell(f"{images} images in {str(job.dtype).removeprefix('torch.')} and in float32", False)
@@ -360,8 +390,8 @@ def _model(job: Job) -> dict[str, Any]:
     return {
         "source": model.source,
         "kind": model.kind,
-        "parameters": model.parameters,
-        "channels": model.channels,
+        "parameters": model.all_parameters,
+        "channels": model.shape[0],
         "height": model.size[0],
         "width": model.size[1],
     }

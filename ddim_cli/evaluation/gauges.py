@@ -63,6 +63,16 @@ class PeakMemory:
             reset = True
         self.meaning = "the process's resident memory" + ("" if reset else ", since the process began")
 
+    def now(self) -> int:
+        """What is in use at the moment; 0 where that cannot be told."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        with contextlib.suppress(OSError):
+            found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            if found:
+                return int(found[1]) * 1024
+        return 0
+
     def read(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)

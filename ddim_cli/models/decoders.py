@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -72,8 +72,13 @@ class AutoencoderDecoder(Decoder):
             self._network = None
 
 
-def load_autoencoder(latents: Latents, device: torch.device | str = "cpu") -> AutoencoderKL | VQModel:
-    """Diffusers' autoencoder in float32, channels-last, for use.
+def load_autoencoder(
+    latents: Latents,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.channels_last,
+) -> Any:
+    """Diffusers' AutoencoderKL or VQModel in ``dtype`` and with its weights in ``layout``, for use.
 
     Raises:
         ModelError: for a config that builds none, or weights that do not fit.
@@ -96,6 +101,6 @@ def load_autoencoder(latents: Latents, device: torch.device | str = "cpu") -> Au
     for path in part.weights:
         for stored_name, tensor in read_tensors(path):
             name, tensor = modern(stored_name, tensor)
-            weights[name] = tensor.to(device, torch.float32)
+            weights[name] = tensor.to(device, dtype)
     load_into(network, weights, part.weights[0])
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return network.eval().requires_grad_(False).to(memory_format=layout)

@@ -52,6 +52,12 @@ class Latents:
         text = [] if self.text is None else [self.text.encoder.weights_sha256, self.text.tokenizer.sha256]
         return [self.autoencoder.weights_sha256, *text]
 
+    def weighted_parts(self) -> dict[str, Part]:
+        """The parts beside the network that have weights, under the names that diffusers' pipeline has for them."""
+        if self.text is None:
+            return {"vqvae": self.autoencoder}
+        return {"vae": self.autoencoder, "text_encoder": self.text.encoder}
+
     def configs(self) -> dict[str, Any]:
         parts = {"autoencoder": self.autoencoder}
         if self.text is not None:
@@ -60,7 +66,7 @@ class Latents:
 
     @property
     def parameters(self) -> int:
-        return self.autoencoder.parameters + (self.text.encoder.parameters if self.text is not None else 0)
+        return sum(part.parameters for part in self.weighted_parts().values())
 
 
 def find_latents(
@@ -161,9 +167,16 @@ def checked_latent_network(
                 f"{latents.factor}, by which the autoencoder enlarges"
             )
         size = [side // latents.factor for side in sides]
-    if latents.text is not None:
-        return checked_text_network(config, size, where)
-    return checked_network(config, size, where, in_pixels=False)
+    if latents.text is None:
+        return checked_network(config, size, where, in_pixels=False)
+    network = checked_text_network(config, size, where)
+    taken, width = network["cross_attention_dim"], latents.text.width
+    if any(each != width for each in (taken if isinstance(taken, (list, tuple)) else [taken])):
+        raise ModelError(
+            f"{where}: the network takes texts of {json.dumps(taken)} channels (cross_attention_dim), and the text "
+            f"encoder gives {width}"
+        )
+    return network
 
 
 def pipeline_scheduler(

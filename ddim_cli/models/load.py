@@ -1,7 +1,8 @@
 """From a description to a network on a device, with the described weights.
 
 `load_model` gives diffusers' UNet2DModel, for whoever wants to do more with it than sample; `load_sampling_network`
-gives what the denoising loop runs: `UNet` where it can, and diffusers is imported only where it cannot.
+gives what the denoising loop runs: `UNet` or `ConditionalUNet` where they can, and diffusers is imported only where
+they cannot.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.errors import ModelError, first_line
+from ddim_cli.models import conditional_unet, unet
+from ddim_cli.models.blocks import is_of_embedding, pack_convolutions, repeat_rows
+from ddim_cli.models.conditional_unet import ConditionalUNet
 from ddim_cli.models.describe import ModelDescription, describe_model
 from ddim_cli.models.device import DTYPES, choose_device, choose_dtype
 from ddim_cli.models.stored import read_weights
-from ddim_cli.models.unet import UNet, is_of_embedding, pack_convolutions, supports
+from ddim_cli.models.unet import UNet
 from ddim_cli.models.weights import check_fit
 
 if TYPE_CHECKING:
@@ -71,7 +75,8 @@ class SamplingNetwork(Protocol):
 class TextNetwork(SamplingNetwork, Protocol):
     """A network that is conditioned on text.
 
-    ``attend(text [N, L, D], the text encoder's last hidden state) -> [N, L, K]``, computed once a prompt.
+    ``attend(text [N, L, D], the text encoder's last hidden state) -> [N, L, K]``, computed once a prompt. ``body`` may
+    be given several texts for each image, n B rows for x of B: it predicts for n times x, one after the other.
     """
 
     def attend(self, text: Tensor) -> Tensor: ...
@@ -101,8 +106,10 @@ class WholeTextNetwork(WholeNetwork):
         return text
 
     def body(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
+        [texts] = context
+        x = repeat_rows(x, len(texts))
         rows = projections.long().expand(len(x), -1)
-        return self.network(x, rows[:, 0], encoder_hidden_states=context[0].to(x.dtype), return_dict=False)[0]
+        return self.network(x, rows[:, 0], encoder_hidden_states=texts.to(x.dtype), return_dict=False)[0]
 
 
 def network_config(description: ModelDescription) -> dict[str, Any]:
@@ -178,10 +185,21 @@ def _with_weights(
     return network.eval().requires_grad_(False)
 
 
-def build_unet(description: ModelDescription) -> UNet:
-    """Our own network without memory for its weights, of a config that `supports` accepts."""
+def is_ours(description: ModelDescription) -> bool:
+    """Whether a network of our own, `UNet` or `ConditionalUNet`, computes what this one does."""
+    kind = conditional_unet if description.takes_text else unet
+    return kind.supports(network_config(description))
+
+
+def build_unet(description: ModelDescription) -> UNet | ConditionalUNet:
+    """Our own network without memory for its weights, of a model that `is_ours`."""
+    config = network_config(description)
     with torch.device("meta"):
-        return UNet(network_config(description))
+        return ConditionalUNet(config) if description.takes_text else UNet(config)
+
+
+def _whole(network: nn.Module, description: ModelDescription) -> WholeNetwork:
+    return (WholeTextNetwork if description.takes_text else WholeNetwork)(network)
 
 
 def load_sampling_network(
@@ -190,17 +208,15 @@ def load_sampling_network(
     dtype: torch.dtype = torch.float32,
     packed: bool = True,
 ) -> SamplingNetwork:
-    """Load a described model to be sampled from: `UNet`, fused, where its config allows, else diffusers' network.
+    """Load a described model to be sampled from: our own network, fused, where it `is_ours`, else diffusers'.
 
-    On a CPU its convolutions are ``packed`` (see `unet.PackedConv2d`), unless the network is to be exported.
+    On a CPU its convolutions are ``packed`` (see `blocks.PackedConv2d`), unless the network is to be exported.
 
     Raises:
         ModelError: as `load_described`.
     """
-    if description.takes_text:
-        return WholeTextNetwork(load_described(description, device, dtype).network)
-    if not supports(network_config(description)):
-        return WholeNetwork(load_described(description, device, dtype).network)
+    if not is_ours(description):
+        return _whole(load_described(description, device, dtype).network, description)
     network = _with_weights(build_unet(description), description, device, _mixed(dtype))
     network.fuse()
     if packed:
@@ -208,20 +224,28 @@ def load_sampling_network(
     return network
 
 
-def load_projection(description: ModelDescription, device: torch.device | str = "cpu") -> SamplingNetwork:
-    """As `load_sampling_network`, but only ``project`` can be called: no other weights are read. Raises ModelError."""
-    if not supports(network_config(description)):
-        return WholeNetwork(nn.Identity())
-    network = _with_weights(build_unet(description), description, device, _mixed(torch.float32), is_of_embedding)
-    return network.fuse_projection()
+def load_projection(
+    description: ModelDescription, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> SamplingNetwork:
+    """As `load_sampling_network`, but only ``project`` and ``attend`` can be called: no other weights are read.
+
+    Raises:
+        ModelError: as `load_described`.
+    """
+    if not is_ours(description):
+        return _whole(nn.Identity(), description)
+    return _with_weights(build_unet(description), description, device, _mixed(dtype), _is_apart).fuse()
+
+
+def _is_apart(name: str) -> bool:
+    """Whether a parameter has no part in the body: it belongs to ``project`` or to ``attend``."""
+    return is_of_embedding(name) or name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
 
 
 def as_sampling_network(model: LoadedModel) -> SamplingNetwork:
     """A model that was loaded with `load_described`, ready to be sampled from; it shares the weights."""
-    if model.description.takes_text:
-        return WholeTextNetwork(model.network)
-    if not supports(network_config(model.description)):
-        return WholeNetwork(model.network)
+    if not is_ours(model.description):
+        return _whole(model.network, model.description)
     network = build_unet(model.description)
     dtype_of = _mixed(next(model.network.parameters()).dtype)
     weights = {name: tensor.to(dtype_of(name)) for name, tensor in model.network.state_dict().items()}

@@ -18,6 +18,7 @@ _NETWORK_DEFAULTS = {
     "layers_per_block": 2,
 }
 _TEXT_NETWORK_DEFAULTS = {
+    "cross_attention_dim": 1280,
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": [320, 640, 1280, 1280],

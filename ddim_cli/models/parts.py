@@ -135,6 +135,20 @@ class TextParts:
     encoder: Part
     tokenizer: Tokenizer
 
+    @cached_property
+    def limit(self) -> int:
+        """How many tokens a prompt may have, the marks of begin and end included. Raises ModelError."""
+        settings = next((path for path in self.tokenizer.files if path.name == TOKENIZER_SETTINGS[0]), None)
+        said = read_json(settings, "the tokenizer's config").get("model_max_length") if settings is not None else None
+        # As transformers has it, one that says nothing has no limit of its own.
+        limits = [self.encoder.config.get("max_position_embeddings", 77), said]
+        return min(int(limit) for limit in limits if isinstance(limit, (int, float)) and limit >= 1)
+
+    @property
+    def width(self) -> int:
+        """The channels of an embedding."""
+        return self.encoder.config.get("hidden_size", 512)
+
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError, calling it ``what``."""

@@ -100,8 +100,7 @@ class TextEncoder:
     @property
     def limit(self) -> int:
         """How many tokens a prompt may have, the marks of begin and end included."""
-        positions = self._parts.encoder.config.get("max_position_embeddings", 77)
-        return min(self._tokens().model_max_length, positions)
+        return self._parts.limit
 
     def _tokens(self) -> Any:
         if self._tokenizer is None:

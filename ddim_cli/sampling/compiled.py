@@ -29,7 +29,7 @@ from ddim_cli import __version__
 from ddim_cli.errors import RunError, UsageError, first_line
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.models.hashing import cache_folder, hexdigest
-from ddim_cli.models.load import SamplingNetwork, load_projection, load_sampling_network
+from ddim_cli.models.load import SamplingNetwork, TextNetwork, load_projection, load_sampling_network
 from ddim_cli.sampling.precision import device_name
 
 FACTS = "facts.json"
@@ -46,17 +46,23 @@ FEWEST_CALLS = 1000
 
 @dataclass(frozen=True)
 class Target:
-    """What a compiled network is for. ``rows`` is what the network sees: the batch size, twice that with guidance."""
+    """What a compiled network is for.
+
+    ``rows`` is what the network sees: the batch size, twice that with guidance. Of those of a text-to-image network,
+    ``texts`` are of one image, which it is given once.
+    """
 
     model: ModelDescription
     device: torch.device
     dtype: torch.dtype
     rows: int
     tf32: bool = False
+    texts: int = 1
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (self.rows, *self.model.state_shape)
+        """Of what the body is given."""
+        return (self.rows // self.texts, *self.model.state_shape)
 
     def facts(self) -> dict[str, Any]:
         """All that the code depends on."""
@@ -70,6 +76,7 @@ class Target:
             "device": [self.device.type, device_name(self.device), str(capability)],
             "threads": None if gpu else torch.get_num_threads(),
             "versions": [__version__, torch.__version__, sys.platform],
+            **({"texts": self.rows} if self.model.takes_text else {}),
         }
 
     @property
@@ -106,20 +113,28 @@ class CompiledNetwork:
 
     def __init__(self, target: Target, runner: Any):
         self._target, self._runner = target, runner
-        self._projection = load_projection(target.model, target.device)
+        self._projection = load_projection(target.model, target.device, target.dtype)
         self._whole: SamplingNetwork | None = None
 
     def project(self, timesteps: Tensor, classes: Tensor | None = None) -> Tensor:
         return self._projection.project(timesteps, classes)
 
     def body(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
-        if tuple(x.shape) == self._target.shape:
-            inputs = [x.contiguous(memory_format=torch.channels_last), projections.contiguous(), *context]
-            return self._runner.run(inputs)[0]
+        if tuple(x.shape) == self._target.shape and all(len(each) == self._target.rows for each in context):
+            inputs = [x.contiguous(memory_format=torch.channels_last), projections.contiguous()]
+            return self._runner.run([*inputs, *(each.contiguous() for each in context)])[0]
         # A batch that was halved for want of memory: the code is for the whole one.
         if self._whole is None:
             self._whole = load_sampling_network(self._target.model, self._target.device, self._target.dtype)
         return self._whole.body(x, projections, *context)
+
+
+class CompiledTextNetwork(CompiledNetwork):
+    """A `TextNetwork` whose body is kept code, and whose keys and values of texts are the model's own."""
+
+    def attend(self, text: Tensor) -> Tensor:
+        assert isinstance(self._projection, TextNetwork)
+        return self._projection.attend(text)
 
 
 def find(target: Target) -> CompiledNetwork | None:
@@ -142,7 +157,7 @@ def find(target: Target) -> CompiledNetwork | None:
     if runner is None:
         shutil.rmtree(path, ignore_errors=True)
         return None
-    return CompiledNetwork(target, runner)
+    return (CompiledTextNetwork if target.model.takes_text else CompiledNetwork)(target, runner)
 
 
 def kept_folders() -> list[Path]:
@@ -157,6 +172,7 @@ def describe(path: Path) -> dict[str, Any]:
         return {
             "model": found["model"],
             "shape": facts["shape"],
+            "texts": facts.get("texts"),
             "dtype": facts["dtype"],
             "device": facts["device"][0],
             "threads": facts["threads"],
@@ -217,13 +233,23 @@ def earns_its_build(target: Target, network_calls: int, network: SamplingNetwork
     return saved > 2 * BUILD_SECONDS[kind]
 
 
-def _example(target: Target, network: SamplingNetwork) -> tuple[Tensor, Tensor]:
-    """An input of the body: noise, and the projections of the middle of the schedule; of one row if all share it."""
+def _example(target: Target, network: SamplingNetwork) -> tuple[Tensor, ...]:
+    """An input of the body: noise, and the projections of the middle of the schedule; of one row if all share it.
+
+    Of a text-to-image network also what it makes of texts, each of as many tokens as the model takes.
+    """
     x = torch.randn(target.shape, generator=torch.Generator().manual_seed(0)).to(target.device, target.dtype)
     rows = target.rows if target.model.classes else 1
     timesteps = torch.full((rows,), 500, device=target.device)
     classes = torch.zeros_like(timesteps) if target.model.classes else None
-    return x.contiguous(memory_format=torch.channels_last), network.project(timesteps, classes)
+    example = (x.contiguous(memory_format=torch.channels_last), network.project(timesteps, classes))
+    if not isinstance(network, TextNetwork):
+        return example
+    assert target.model.latents is not None
+    assert target.model.latents.text is not None
+    tokens, width = target.model.latents.text.limit, target.model.latents.text.width
+    text = torch.randn(target.rows, tokens, width, generator=torch.Generator().manual_seed(1))
+    return (*example, network.attend(text.to(target.device, target.dtype)))
 
 
 class _Body(nn.Module):
@@ -231,8 +257,8 @@ class _Body(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, projections: Tensor) -> Tensor:
-        return self.network.body(x, projections)
+    def forward(self, x: Tensor, projections: Tensor, *context: Tensor) -> Tensor:
+        return self.network.body(x, projections, *context)
 
 
 @contextlib.contextmanager
@@ -249,7 +275,7 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _compile(network: SamplingNetwork, example: tuple[Tensor, Tensor], package: Path, device: torch.device) -> None:
+def _compile(network: SamplingNetwork, example: tuple[Tensor, ...], package: Path, device: torch.device) -> None:
     import torch._inductor
 
     exported = torch.export.export(_Body(network), example)

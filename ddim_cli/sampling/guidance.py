@@ -31,13 +31,15 @@ def guide(both: Tensor, scale: float, guidance_rescale: float) -> Tensor:
 
 
 def with_text_guidance(network: StepNetwork, scale: float, guidance_rescale: float = 0.0) -> StepNetwork:
-    """A network by step, its texts [2 B, L, K] the negative prompts before the prompts, guided from these to those.
+    """A network by step, its texts [2 B, L, K] the negative prompts before the prompts, guided from those to these.
+
+    It is given x once, and answers for every text: [2 B, ...].
 
     The prediction is in float32, whatever the network's dtype.
     """
 
     def guided(x: Tensor, i: Tensor, texts: Tensor) -> Tensor:
-        return guide(network(torch.cat([x, x]), i, texts).float(), scale, guidance_rescale)
+        return guide(network(x, i, texts).float(), scale, guidance_rescale)
 
     return guided
 

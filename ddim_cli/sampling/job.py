@@ -79,7 +79,9 @@ class Job:
 
 def network_target(run: Run, device: torch.device, dtype: torch.dtype, batch_size: int) -> Target:
     """What a run's network would be compiled for."""
-    return Target(run.model, device, dtype, batch_size * rows_an_image(run), run.config.runtime.tf32)
+    rows = rows_an_image(run)
+    texts = rows if run.model.takes_text else 1
+    return Target(run.model, device, dtype, batch_size * rows, run.config.runtime.tf32, texts)
 
 
 def rows_an_image(run: Run) -> int:

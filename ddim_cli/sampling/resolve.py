@@ -241,9 +241,12 @@ def resolve(
 
 
 def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescription] = describe_model) -> Run:
-    """As `resolve`, but a model that cannot be opened is no error: the settings are checked without it."""
+    """As `resolve`, but a model that cannot be opened is no error: the settings are checked without it.
+
+    Nor is it one that there is no class or prompt yet, which the command line may bring.
+    """
     try:
-        return resolve(layers, cached_only=True, describe=describe)
+        return resolve(layers, cached_only=True, describe=describe, conditions_follow=True)
     except ModelError as error:
         run = settle(merge(layers))
         return replace(run, warnings=(*run.warnings, f"checked without the model's own scheduler settings: {error}"))

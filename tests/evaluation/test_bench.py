@@ -1,6 +1,7 @@
 import contextlib
 import io
 import itertools
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,12 +10,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ddim_cli.config.layers import table_layer
+from ddim_cli.config.schema import ModelSettings
 from ddim_cli.errors import RunError, UsageError
+from ddim_cli.evaluation import architectures, random_weights, text_architectures
 from ddim_cli.evaluation import bench as bench_module
 from ddim_cli.evaluation.architectures import NAMES, describe_architecture
-from ddim_cli.evaluation.baselines import DiffusersLoop, describe_baseline, make_baseline, stride_note
+from ddim_cli.evaluation.baselines import (
+    DiffusersLoop,
+    describe_baseline,
+    make_baseline,
+    pipeline_name,
+    stride_note,
+)
 from ddim_cli.evaluation.bench import Bench, Benchmark, Ours, largest_difference, psnr, ratio, speeds
 from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, seconds_on_cuda, spread
 from ddim_cli.models.inspect import flops
@@ -422,6 +432,8 @@ def test_every_architecture_can_be_described(tmp_path):
         "celeba64": 64,
         "lsun256": 256,
         "mnist": 32,
+        "sd15": 512,
+        "sd21": 768,
     }
     with pytest.raises(UsageError, match="did you mean cifar10"):
         describe_architecture("cifar", tmp_path)
@@ -454,3 +466,166 @@ def test_nothing_is_infinite(measured):
             yield value
 
     assert all(map(math.isfinite, numbers(measured[0])))
+
+
+def text_run(model, **sampling):
+    return run_of(model, prompt="a seven", **sampling)
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize("name", ["diffusers", "diffusers+"])
+def test_a_text_models_contestants_make_the_same_pictures(name, guidance, tiny_text_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
+    run = text_run(tiny_text_model, eta=0.5, guidance_scale=guidance, negative_prompt="thin")
+    ours = pictures_of(Ours(make_job(run)), range(3), 2)
+    other = make_baseline(name, run, CPU, torch.float32)
+    assert type(other._pipeline).__name__ == pipeline_name(run.model) == "StableDiffusionPipeline"
+    theirs = pictures_of(other, range(3), 2, tmp_path)
+    assert largest_difference(ours, theirs) <= 1
+    assert largest_difference(ours[:1], ours[1:2]) > 1
+    assert other.clock.seconds > 0
+    other.close()
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_an_unconditional_latent_models_contestants(tiny_latent_model):
+    run = run_of(tiny_latent_model)
+    other = make_baseline("diffusers", run, CPU, torch.float32)
+    assert type(other._pipeline).__name__ == pipeline_name(run.model) == "LDMPipeline"
+    theirs = pictures_of(other, range(3), 3)
+    assert largest_difference(pictures_of(Ours(make_job(run)), range(3), 3), theirs) <= 1
+    assert largest_difference(theirs[:1], theirs[1:2]) > 1
+
+
+def test_a_text_model_is_measured(tiny_text_model, tmp_path):
+    run = text_run(tiny_text_model)
+    found = Bench(Benchmark(run, (1, 2), tmp_path, repeats=2, against=("diffusers",))).measure()
+    assert found["model"]["parameters"] == run.model.all_parameters
+    assert (found["model"]["channels"], found["model"]["height"]) == (3, 64)
+    assert found["against"]["diffusers"].startswith("StableDiffusionPipeline as its documentation")
+    for result in found["results"]:
+        rival = result["against"]["diffusers"]
+        assert rival["largest_difference"] <= 1
+        assert rival["peak_memory"]["bytes"] > 10e6
+        pairs = zip(result["network_seconds"]["all"], rival["network_seconds"]["all"], strict=True)
+        assert rival["network_ratio"]["all"] == pytest.approx([b / a for a, b in pairs])
+        steps = 4 * result["images"]
+        assert result["network_ms_per_image_and_step"]["median"] * steps == pytest.approx(
+            1000 * result["network_seconds"]["median"]
+        )
+        work = found["flops_per_image_and_step"] * 2 * steps
+        assert result["flops_per_second"] == pytest.approx(work / result["network_seconds"]["median"]), "guided"
+
+
+@pytest.mark.parametrize(
+    ("fixture", "sampling", "word"),
+    [
+        ("tiny_text_model", {"guidance_scale": 0.5}, "StableDiffusionPipeline does not have a guidance scale below 1"),
+        ("tiny_text_model", {"use_clipped_model_output": True}, "use_clipped_model_output"),
+        ("tiny_latent_model", {}, "LDMPipeline does not have bfloat16"),
+        ("tiny_latent_model", {"eta": 0.5}, "LDMPipeline does not have noise of a seed"),
+    ],
+)
+def test_what_pipelines_of_latent_models_do_not_have(fixture, sampling, word, request, tmp_path):
+    prompt = {"prompt": "a"} if fixture == "tiny_text_model" else {}
+    run = run_of(request.getfixturevalue(fixture), **prompt, **sampling)
+    if "bfloat16" in word:
+        runtime = run.config.runtime.model_copy(update={"dtype": "bfloat16"})
+        run = replace(run, resolved=replace(run.resolved, config=run.config.model_copy(update={"runtime": runtime})))
+    with pytest.raises(UsageError, match=word):
+        Bench(Benchmark(run, (1,), tmp_path, against=("diffusers",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "width", "prediction"),
+    [("sd15", (859.520964, 83.653863, 123.060480), 768, "epsilon"),
+     ("sd21", (865.910724, 83.653863, 340.387840), 1024, "v_prediction")],
+)  # fmt: skip
+def test_text_architectures_have_the_published_sizes(name, millions, width, prediction, tmp_path):
+    model = describe_architecture(name, tmp_path)
+    parts = {"unet": None, **model.latents.weighted_parts()}
+    folder = tmp_path
+    assert list(folder.iterdir()) == [], "weights are drawn when they are asked for"
+    counted = []
+    for part in parts:
+        seen = []
+        with pytest.MonkeyPatch.context() as patch:
+            for module in (architectures, text_architectures):
+                patch.setattr(module, "write_random", lambda shapes, path, seed, into=seen: into.append(shapes) or ())
+            _ = (model if part == "unet" else parts[part]).weights
+        counted.append(sum(shape.numel() for shape in seen[0].values()))
+    assert counted == [round(each * 1e6) for each in millions]
+    assert (model.latents.text.width, model.latents.text.limit) == (width, 77)
+    assert model.scheduler["prediction_type"] == prediction
+    assert model.size == {"sd15": (512, 512), "sd21": (768, 768)}[name]
+    other = describe_architecture(name, tmp_path, ModelSettings(image_size=[512, 640]))
+    assert other.state_shape == (4, 64, 80)
+    assert other.sha256 != model.sha256
+
+
+def test_random_weights_stay_finite_and_the_same(tmp_path):
+    shapes = {"a.weight": torch.Size([40, 30]), "norm.weight": torch.Size([3]), "norm.bias": torch.Size([3])}
+    for name in ("one", "two"):
+        random_weights.write_random(shapes, tmp_path / name, seed=4)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    weights = load_file(tmp_path / "one")
+    assert {name: tensor.shape for name, tensor in weights.items()} == shapes
+    assert weights["norm.weight"].tolist() == [1, 1, 1]
+    assert weights["norm.bias"].tolist() == [0, 0, 0]
+    assert weights["a.weight"].var().item() == pytest.approx(1 / 90, rel=0.1)
+    random_weights.write_random(shapes, tmp_path / "other", seed=5)
+    assert not torch.equal(load_file(tmp_path / "other")["a.weight"], weights["a.weight"])
+
+
+def test_the_tokenizer_made_on_the_spot_takes_prompts_in_ascii(tmp_path):
+    from ddim_cli.models.parts import Tokenizer
+    from ddim_cli.models.text import load_tokenizer
+
+    files = text_architectures.write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(Tokenizer("here", lambda: files))
+    assert tokenizer.model_max_length == 77
+    found = tokenizer("A horse, 2 men!").input_ids
+    assert len(found) == 2 + len("Ahorse,2men!")
+    assert len(set(found[1:-1])) > 8
+    assert found[-1] not in found[1:-1], "nothing is unknown"
+
+
+@pytest.fixture
+def small_shapes(monkeypatch):
+    """The text architectures in miniature, which a test can run."""
+    small = {"block_out_channels": [32, 32, 32, 32]}
+    for table in (text_architectures._UNET, text_architectures._AUTOENCODER):
+        monkeypatch.setattr(text_architectures, "_UNET" if table is text_architectures._UNET else "_AUTOENCODER",
+                            {**table, **small})  # fmt: skip
+    monkeypatch.setitem(text_architectures.UNETS, "sd15", {"sample_size": 8, "cross_attention_dim": 16})
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setitem(text_architectures.TEXTS, "sd15", text)
+
+
+def test_a_text_architecture_can_be_measured(small_shapes, ddim):
+    args = ("--batch-sizes", 1, "--steps", 2, "--repeats", 1, "--no-compile", "--against", "diffusers", "--json")
+    result = ddim("bench", "--architecture", "sd15", *args)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["sampling"]["guidance_scale"] == 7.5
+    [result] = found["results"]
+    assert result["against"]["diffusers"]["largest_difference"] <= 1
+
+
+def test_a_prompt_of_its_own_unless_there_is_one(ddim, tiny_text_model, monkeypatch):
+    prompts = []
+
+    class Fake:
+        def __init__(self, benchmark, *others):
+            prompts.append((benchmark.run.config.sampling.prompt, benchmark.run.resolved.origin("sampling.prompt")))
+
+        def measure(self):
+            raise UsageError("enough")
+
+    monkeypatch.setattr(bench_module, "Bench", Fake)
+    assert ddim("bench", "-m", tiny_text_model).exit_code == 2
+    assert ddim("bench", "-m", tiny_text_model, "--prompt", "a cat").exit_code == 2
+    assert prompts == [
+        (text_architectures.DEFAULT_PROMPT, "default of ddim bench"),
+        ("a cat", "--prompt"),
+    ]

@@ -201,3 +201,125 @@ def test_config_check_asks_nobody(run, hub, tmp_path):
     (tmp_path / "run.toml").write_text('[model]\nsource = "google/flat"\n')
     assert run("config", "check", "run.toml").returncode == 0
     assert not hub.requests
+
+
+PARTS = ("unet", "vae", "text_encoder")
+NEEDED = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    *(f"{part}/config.json" for part in PARTS),
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+}
+
+
+@pytest.fixture
+def diffusion(tiny_text_model, hub, tmp_path):
+    """A repository as those of Stable Diffusion are: every format and variant, and parts that nobody needs."""
+    folder = tmp_path / "diffusion"
+    shutil.copytree(tiny_text_model, folder)
+    for part, stem, pickled in (
+        ("unet", "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+        ("vae", "diffusion_pytorch_model", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "model", "pytorch_model.bin"),
+    ):
+        weights = load_file(folder / part / f"{stem}.safetensors")
+        save_file({k: v.half() for k, v in weights.items()}, folder / part / f"{stem}.fp16.safetensors")
+        for name in (pickled, pickled.replace(".bin", ".fp16.bin"), "flax_model.msgpack", "model.onnx", "openvino.bin"):
+            (folder / part / name).write_bytes(b"not needed")
+    for part in ("safety_checker", "feature_extractor"):
+        (folder / part).mkdir()
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            (folder / part / name).write_bytes(b"not needed")
+    for name in ("v1-5-pruned.ckpt", "v1-5-pruned-emaonly.safetensors", "README.md"):
+        (folder / name).write_bytes(b"not needed")
+    index = folder / "model_index.json"
+    checkers = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    index.write_text(json.dumps({**json.loads(index.read_text()), **checkers}))
+    hub.repositories["owner/diffusion"] = folder
+    return folder
+
+
+TEXT = ("sample", "-m", "owner/diffusion", "--prompt", "a")
+
+
+def fetched(hub):
+    return {path.partition("/resolve/")[2].partition("/")[2] for path, asked in downloads(hub) if asked is None}
+
+
+@pytest.mark.parametrize("tokenizer", ["both", "tokenizer.json", "vocab.json"])
+def test_a_text_model_and_only_what_is_needed(run, hub, diffusion, tmp_path, tokenizer):
+    words = json.loads((diffusion / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    names = {"tokenizer.json"} if tokenizer == "tokenizer.json" else {"vocab.json", "merges.txt"}
+    if tokenizer != "tokenizer.json":
+        (diffusion / "tokenizer" / "vocab.json").write_text(json.dumps(words))
+        (diffusion / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    if tokenizer == "vocab.json":
+        (diffusion / "tokenizer" / "tokenizer.json").unlink()
+    result = run(*TEXT, *SHORT, "--no-compile")
+    assert result.returncode == 0, result.stderr
+    expected = NEEDED | {f"tokenizer/{name}" for name in names | {"tokenizer_config.json"}}
+    assert fetched(hub) == expected
+    sidecar = json.loads((tmp_path / "out" / "000000.json").read_text())
+    assert (sidecar["model"]["kind"], sidecar["model"]["revision"]) == ("hub", COMMIT)
+    assert sidecar["sampling"]["tokens"] == 1
+
+    hub.requests.clear()
+    shutil.rmtree(tmp_path / "out")
+    offline = run(*TEXT, *SHORT, "--no-compile", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert not hub.requests
+    assert json.loads((tmp_path / "out" / "000000.json").read_text())["model"] == sidecar["model"]
+
+
+def test_a_variant_of_every_part_that_has_it(run, hub, diffusion, tmp_path):
+    (diffusion / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    (diffusion / "vae" / "diffusion_pytorch_model.fp16.bin").unlink()
+    result = run(*TEXT, *SHORT, "--no-compile", "--set", "model.variant=fp16")
+    assert result.returncode == 0, result.stderr
+    assert {name for name in fetched(hub) if name.endswith(("safetensors", "bin"))} == {
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.fp16.safetensors",
+    }
+
+
+def test_a_dry_run_of_a_text_model_fetches_no_weights(run, hub, diffusion, tmp_path):
+    planned = run(*TEXT, "--steps", 4, "-n", 1, "--no-compile", "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    asked = {path.partition(COMMIT)[2] or path: range_ for path, range_ in downloads(hub) if path.endswith("tensors")}
+    assert len(asked) == 3, "the header of every part's weights"
+    assert set(asked.values()) == {"bytes=0-100000"}
+    plan = json.loads(planned.stdout)["model"]
+    assert run(*TEXT, *SHORT, "--no-compile").returncode == 0
+    made = json.loads((tmp_path / "out" / "000000.json").read_text())["model"]
+    assert {key: plan[key] for key in made} == made
+
+
+def test_a_part_of_other_bytes_than_were_announced_is_refused(run, hub, diffusion, tmp_path):
+    hub.spoiled = ("vae/diffusion_pytorch_model.safetensors",)
+    result = run(*TEXT, *SHORT, "--no-compile")
+    assert result.returncode == 2, result.stderr
+    assert "vae/diffusion_pytorch_model.safetensors: the download broke: its sha256 is " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ("tokenizer", "the tokenizer is missing"),
+        ("vae", "there is no vae"),
+        ("text_encoder", "there is no text_encoder/config.json"),
+        ("scheduler", "there is no scheduler/scheduler_config.json"),
+    ],
+)
+def test_a_repository_that_lacks_a_part(run, diffusion, lost, says):
+    shutil.rmtree(diffusion / lost)
+    result = run(*TEXT, *SHORT)
+    assert result.returncode == 2, result.stderr
+    assert "a part of the pipeline is missing" in result.stderr or lost == "tokenizer"
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr

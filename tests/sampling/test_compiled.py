@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -273,3 +275,62 @@ def test_a_build_is_found_by_the_next_process_and_made_again_when_damaged(tiny_m
 def test_compile_on_a_device_without_one(target):
     with pytest.raises(UsageError, match="no compiled network for mps"):
         compiled.build(dataclasses.replace(target, device=torch.device("mps")))
+
+
+@pytest.fixture
+def text_target(tiny_text_model, cache):
+    return Target(describe_model(ModelSettings(source=str(tiny_text_model))), CPU, torch.float32, 4, texts=2)
+
+
+def test_a_guided_network_of_text_sees_each_image_once(text_target, monkeypatch):
+    assert text_target.shape == (2, 4, 32, 32)
+    assert dataclasses.replace(text_target, texts=1).folder != text_target.folder
+    assert dataclasses.replace(text_target, rows=2, texts=1).folder != text_target.folder, "the same x, other texts"
+    keep_fake(text_target, monkeypatch)
+    network, whole = compiled.find(text_target), load_sampling_network(text_target.model)
+    text, steps = torch.randn(4, 77, 8), torch.tensor([500])
+    assert torch.equal(network.attend(text), whole.attend(text))
+    given = []
+    network._runner = SimpleNamespace(run=lambda inputs: given.append([tuple(each.shape) for each in inputs]) or [0])
+    x = torch.randn(2, 4, 32, 32)
+    network.body(x, network.project(steps), network.attend(text))
+    kept = len(network.attend(text)[0, 0])
+    assert given == [[(2, 4, 32, 32), tuple(network.project(steps).shape), (4, 77, kept)]]
+    # Without guidance, or of a batch that was halved, it is the network itself that runs.
+    for images, texts in ((2, 2), (1, 2)):
+        arguments = x[:images], network.project(steps), network.attend(text[:texts])
+        torch.testing.assert_close(network.body(*arguments), whole.body(*arguments))
+    assert len(given) == 1
+
+
+def test_compile_needs_no_prompt(ddim, tiny_text_model, cache, monkeypatch):
+    built = []
+    monkeypatch.setattr(compiled, "build", built.append)
+    monkeypatch.setattr(compiled, "describe", lambda path: {**facts, "folder": str(path)})
+    facts = {"shape": [2, 4, 32, 32], "texts": 4, "dtype": "float32", "device": "cpu", "bytes": 1, "seconds": 1.0}
+    result = ddim("compile", "-m", tiny_text_model, "-n", 2, "-b", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "4 rows of 4x32x32 in float32 on cpu" in result.stdout
+    assert ddim("compile", "-m", tiny_text_model, "-n", 2, "-b", 2, "--guidance-scale", 1).exit_code == 0
+    assert [(target.rows, target.texts, target.shape[0]) for target in built] == [(4, 2, 2), (2, 1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_compiled_text_network_makes_the_same_pictures(foreign, ddim, tiny_text_model, cache, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny_text_model, path)
+    if foreign:
+        # What our own network does not know runs as diffusers'.
+        config = path / "unet" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "key_of_the_future": True}))
+    args = ("-m", path, "--prompt", "a seven", "--steps", 3, "-n", 3, "-b", 2)
+    assert ddim("sample", *args, "-o", "plain", "--no-compile").exit_code == 0
+    result = ddim("compile", "-m", path, "-n", 3, "-b", 2, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["built"]
+    assert ddim("sample", *args, "-o", "kept").exit_code == 0
+    for i in range(3):
+        plain, kept = (np.asarray(Image.open(f"{name}/00000{i}.png")).astype(int) for name in ("plain", "kept"))
+        assert json.loads(Path(f"kept/00000{i}.json").read_text())["runtime"]["compile"] is True
+        assert abs(plain - kept).max() <= 1
