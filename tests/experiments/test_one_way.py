@@ -15,12 +15,14 @@ from ddim_cli.sampling.loop import Stepper
 
 DIGITS = Path(__file__).parent.parent / "data" / "digits"
 LATENTS = Path(__file__).parent.parent / "data" / "half"
+ROWS = Path(__file__).parent.parent / "data" / "rows.csv"
 PLAIN = ("--steps", 3, "--no-compile", "-b", 2)
 # Each with the number of its pictures, a file that it makes last, and one that can be replayed.
 COMMANDS = {
     "sample": (("sample", "-n", 5), 5, "grid.png", "000003.json"),
     "latents": (("sample", "--latents", LATENTS / "0.latent.safetensors", LATENTS / "1.latent.safetensors"), 2,
                 "grid.png", "1.latent.json"),
+    "items": (("sample", "--items", ROWS), 5, "grid.png", "three.json"),
     "interpolate": (("interpolate", "--between", "3,8", "--frames", 5), 5, "strip.png", "frame_003.json"),
     "interpolate --gif": (("interpolate", "--between", "3,8", "--frames", 3, "--gif"), 3, "strip.gif", "frame_001.png"),
     "trajectory": (("trajectory", "--seeds", "0-4"), 5, None, "000003.x0.png"),

@@ -464,3 +464,22 @@ def test_from_python_with_a_callable():
         sample(config, network, shape=(1, 8, 8), items=[{"class": 0}, {}])
     with pytest.raises(ConfigError, match=r"items\[0\]: prompt is for text-to-image models"):
         sample(config, lambda x, t: x, shape=(1, 8, 8), items=[{"prompt": "a"}])
+
+
+def test_rows_are_scored_and_shown_as_pictures_of_their_plan(ddim, job, tmp_path):
+    from ddim_cli.errors import UsageError
+    from ddim_cli.evaluation.pictures import open_pictures
+    from ddim_cli.outputs.folder import OutputFolder
+    from ddim_cli.outputs.report.contents import Links, read_folder
+
+    items = [{"prompt": "a"}, {"name": "z", "prompt": "b"}, {"name": "frame_001", "prompt": "c"}]
+    assert made(job(items)) == (3, 0, 0)
+    out = tmp_path / "out"
+    assert len(open_pictures(out)) == 3
+    [shown] = read_folder(OutputFolder(out), Links(out), lambda done, total: None)
+    assert ([label for *_, label in shown.pictures], shown.planned) == (["000000", "z", "frame_001"], 3)
+    assert ddim("report", "out").exit_code == 0
+    assert ddim("verify", "out").exit_code == 0
+    (out / "z.png").unlink()
+    with pytest.raises(UsageError, match=r"lacks 1 of 3 pictures \(first z\)"):
+        open_pictures(out)
