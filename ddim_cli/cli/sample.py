@@ -137,11 +137,15 @@ def sample_latents(layers: Layers, paths: Sequence[Path], options: RunOptions, n
 
 def sample_rows(layers: Layers, path: Path, options: RunOptions, npz: Path | None) -> Outcome | None:
     """Sample the rows of a job file."""
-    from ddim_cli.config.job_file import read_job_file
+    from ddim_cli.config.job_file import STDIN, read_job_file
+    from ddim_cli.errors import UsageError
     from ddim_cli.experiments.start import check_no_seeds
     from ddim_cli.sampling.rows import resolve_rows
+    from ddim_cli.sampling.torchrun import Ranks
 
     check_no_seeds(layers, "--items", "which images there are")
+    if str(path) == STDIN and Ranks.of() is not None:
+        raise UsageError("--items -: the ranks of torchrun would each read a part of stdin; name a file")
     file = read_job_file(path)
     run, items = resolve_rows(file, layers)
 

@@ -75,9 +75,9 @@ Stepper.step = step
 
 def test_a_job_killed_in_the_middle_is_finished_as_two_shards(ddim, job, start, tiny_text_model, tmp_path):
     """With another batch size; then it is verified, and made again from what it says of itself."""
-    items = rows(12)
-    assert made(job(items, "-b", 4, out="whole")) == (12, 0, 0)
-    command = ("sample", "--items", "jobs.jsonl", "-m", tiny_text_model, *STEPS, "-o", "out")
+    items, noisy = rows(12), ("--eta", 0.5)
+    assert made(job(items, "-b", 4, *noisy, out="whole")) == (12, 0, 0)
+    command = ("sample", "--items", "jobs.jsonl", "-m", tiny_text_model, *STEPS, *noisy, "-o", "out")
     killed = start(*command, "-b", 4, before=SUICIDE)
     assert killed.wait() == -signal.SIGKILL
     out = tmp_path / "out"
@@ -92,10 +92,10 @@ def test_a_job_killed_in_the_middle_is_finished_as_two_shards(ddim, job, start, 
     (out / ".row 3.png.0123456789ab.tmp").write_bytes(b"half")
     (out / ".row 5.json.lock").write_bytes(b"")
     (out / ".package.json.lock").write_bytes(b"")
-    first = job(items, "-b", 3, "--shard", "0/2")
+    first = job(items, "-b", 3, *noisy, "--shard", "0/2")
     assert json.loads(first.stdout)["left"] > 0
     assert not (out / "grid.png").exists()
-    assert made(job(items, "-b", 3, "--shard", "1/2"))[2] == 0
+    assert made(job(items, "-b", 3, *noisy, "--shard", "1/2"))[2] == 0
     one, other = pixels(tmp_path / "whole"), pixels(out)
     assert one.keys() == other.keys()
     assert len(one) == 12
@@ -271,6 +271,16 @@ def test_an_array_in_the_order_of_the_rows(ddim, tmp_path):
         assert abs(one - other).max() <= 1
 
 
+def test_a_negative_prompt_without_guidance_is_named(job, tmp_path):
+    """It is no part of the picture then."""
+    items = [{"name": "a", "prompt": "a"}, {"name": "b", "prompt": "a", "negative_prompt": "c"}]
+    result = job(items, "--guidance-scale", 1)
+    assert "jobs.jsonl:2: a negative prompt has no effect at a guidance scale of 1" in result.stderr
+    assert "negative_prompt" not in sidecar(tmp_path / "out", "b")["sampling"]
+    del items[1]["negative_prompt"]
+    assert made(job(items, "--guidance-scale", 1)) == (0, 2, 0)
+
+
 def test_latents(ddim, tiny_model, tmp_path):
     noise = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(4))
     (tmp_path / "jobs").mkdir()
@@ -411,6 +421,8 @@ def test_under_torchrun_each_rank_is_a_shard(ddim, tmp_path, monkeypatch):
         result = ddim("sample", "--items", "a.jsonl", "--steps", 2, "-o", "out", "--json", "--npz", "all.npz")
         assert result.exit_code == 0, result.stderr
     assert made(result) == (3, 0, 0)
+    refused = ddim("sample", "--items", "-", "-o", "out")
+    assert (refused.exit_code, "would each read a part of stdin" in refused.stderr) == (2, True)
     assert (tmp_path / "out" / "grid.png").exists()
     assert len(np.load(tmp_path / "all.npz")["arr_0"]) == 5
 
