@@ -22,7 +22,7 @@ TESTS = Path(__file__).parent
 # What tests of every folder share.
 sys.path.insert(0, str(TESTS))
 
-from pipelines import make_latent_pipeline, make_text_pipeline
+from pipelines import make_latent_pipeline, make_text_pipeline  # noqa: E402
 
 # Help and errors are wrapped to the terminal's width: give the tests a wide one, without colours.
 os.environ.update(COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1")

@@ -94,6 +94,7 @@ def test_every_file_and_flag_that_is_named_exists():
         "--inception",
         "--keep-reference",
         "--latents",
+        "--items",
         "--embed",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
@@ -114,6 +115,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["0.png", "1.png", "2.png", "3.png"]
     assert len(names["pictures"]) == 4
     assert names["pictures"][0].image.size == (16, 16)
+    assert [each.seed for each in names["listed"]] == [7, 3000]
     exec(experiments.replace('"steps": 50', '"steps": 5'), names)
     assert len(names["frames"].frames) == 5
     assert len(names["found"].reconstructions) == 8
@@ -157,6 +159,9 @@ def make_ready(folder: Path, tiny_model: Path) -> None:
     shutil.copy(original / "model-1000.ckpt", folder / "ckpt.pth")
     shutil.copy(original / "config.yml", folder)
     save_file({"latent": torch.randn(1, 32, 32)}, folder / "mine.safetensors")
+    for kind in ("jsonl", "csv"):
+        [rows] = re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+        (folder / f"jobs.{kind}").write_text(rows)
     for name, schedule in (("a", "linear"), ("b", "scaled_linear"), ("run", "linear")):
         (folder / f"{name}.toml").write_text(f'[scheduler]\nbeta_schedule = "{schedule}"\n')
     for name in ("photos", "more"):

@@ -38,6 +38,14 @@ def sample(
         list[Path] | None,
         option("Start from saved latents: safetensors files, or folders of them.", "Sampling", metavar="FILE..."),
     ] = None,
+    items: Annotated[
+        Path | None,
+        option(
+            "Sample the rows of a job file: JSONL, CSV with a header, or a prompt a line; -: stdin.",
+            "Sampling",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
     """
     Sample images: a PNG and a JSON sidecar each, and a contact sheet.
@@ -52,6 +60,7 @@ def sample(
     ddim sample -m path/to/model -c run.toml --dtype bfloat16 --json
     ddim sample -c configs/smoke.toml --dry-run
     ddim sample --latents inverted/picture.latent.safetensors
+    ddim sample --items jobs.jsonl -o out
     torchrun --nproc-per-node=8 -m ddim_cli sample --seeds 0-49999 --subdirs -o out
     """
     from ddim_cli.errors import UsageError
@@ -62,7 +71,13 @@ def sample(
         check_show(options.json)
     if more and not latents:
         raise UsageError(f"{more[0]}: sample takes options alone; latents are named with --latents")
-    if latents:
+    if items is not None and latents:
+        raise UsageError(
+            "--items says which images there are, and so does --latents; a row can have a latent of its own"
+        )
+    if items is not None:
+        outcome = sample_rows(layers, items, options, npz)
+    elif latents:
         outcome = sample_latents(layers, [*latents, *more], options, npz)
     else:
         outcome = sample_seeds(layers, options, npz)
@@ -118,3 +133,28 @@ def sample_latents(layers: Layers, paths: Sequence[Path], options: RunOptions, n
 
     names = [str(file.path) for file in files]
     return run_job(run, prepare, options, f"latents of {panels.first_and_last(names)}")
+
+
+def sample_rows(layers: Layers, path: Path, options: RunOptions, npz: Path | None) -> Outcome | None:
+    """Sample the rows of a job file."""
+    from ddim_cli.config.job_file import STDIN, read_job_file
+    from ddim_cli.errors import UsageError
+    from ddim_cli.experiments.start import check_no_seeds
+    from ddim_cli.sampling.rows import resolve_rows
+    from ddim_cli.sampling.torchrun import Ranks
+
+    check_no_seeds(layers, "--items", "which images there are")
+    if str(path) == STDIN and Ranks.of() is not None:
+        raise UsageError("--items -: the ranks of torchrun would each read a part of stdin; name a file")
+    file = read_job_file(path)
+    run, items = resolve_rows(file, layers)
+
+    def prepare(shard: Shard, speaks: bool) -> tuple[Job, Product]:
+        from ddim_cli.sampling.job import make_job
+        from ddim_cli.sampling.product import name_npz
+        from ddim_cli.sampling.row_product import RowPictures
+
+        array = name_npz(npz, options.overwrite) if npz is not None and speaks else None
+        return make_job(run, items, shard, f"-{file.stem}"), RowPictures(array)
+
+    return run_job(run, prepare, options, f"rows of {file.label}")

@@ -19,8 +19,8 @@ def verify(
     json: Json = False,
 ) -> None:
     """
-    Check an output folder: every seed of run.json is there, every PNG decodes, its pixels and its text match its
-    sidecar, and no numbered picture is extra.
+    Check an output folder: every seed of run.json, and every row of items.jsonl, is there, every PNG decodes, its
+    pixels and its text match its sidecar, and no numbered picture is extra.
 
     Frames, reconstructions and pictures from latents are checked against
     their sidecars, strips of a trajectory against their own text. List what

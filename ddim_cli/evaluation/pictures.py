@@ -18,6 +18,7 @@ from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.npz import read_rows
 from ddim_cli.outputs.picture import ENDINGS, is_picture_file, to_pixels
+from ddim_cli.outputs.row_plan import RowPlan, is_of_rows
 
 _READERS = min(8, os.cpu_count() or 1)
 # Modes of PIL that are grey with at most eight bits; one with more would lose them.
@@ -118,6 +119,8 @@ def open_pictures(path: Path, count: int | None = None) -> Pictures:
 
 def _files(path: Path, count: int | None) -> list[Path]:
     folder = OutputFolder(path)
+    if is_of_rows(folder.read_manifest()):
+        return _files_of_rows(folder, [line["name"] for line in RowPlan(folder)], count)
     if (folder.read_manifest() or {}).get("schema") == RUN_SCHEMA:
         return files_of(folder, sorted(folder.planned()), count)
     paths = sorted(p for p in path.rglob("*") if is_picture_file(p))
@@ -129,6 +132,20 @@ def _files(path: Path, count: int | None) -> list[Path]:
     if not paths:
         raise UsageError(f"{path}: holds no pictures ({' '.join(sorted(ENDINGS))})")
     return paths[: check_count(count, len(paths), str(path))] if count is not None else paths
+
+
+def _files_of_rows(folder: OutputFolder, names: Sequence[str], count: int | None) -> list[Path]:
+    """As `files_of`, of a job file's rows."""
+    if count is not None:
+        names = names[: check_count(count, len(names), str(folder.path))]
+    there = folder.named("png")
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise UsageError(
+            f"{folder.path}: lacks {len(missing):,} of {len(names):,} pictures (first {missing[0]}); make them with "
+            "the command that began the folder, or look at the first N with -n N"
+        )
+    return [Path(there[name][0]) for name in names]
 
 
 def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = None) -> list[Path]:

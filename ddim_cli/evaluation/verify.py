@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,20 @@ from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import holds_latent
 from ddim_cli.outputs.picture import CHUNK
-from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity, of_the_picture
+from ddim_cli.outputs.row_plan import RowPlan, is_of_rows
+from ddim_cli.outputs.sidecar import (
+    SCHEMA,
+    STRIP_SCHEMA,
+    first_difference,
+    identity,
+    is_row,
+    of_the_picture,
+    row_settings,
+)
 from ddim_cli.outputs.store import read_json
 from ddim_cli.outputs.sweep_manifest import is_sweep
+
+_NOT_NAMED = "items.jsonl does not name it"
 
 
 class Problem(NamedTuple):
@@ -39,6 +50,7 @@ class Verified(NamedTuple):
 def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Check every pair of the folder ``path``.
 
+    The pictures of a job file's rows are those that items.jsonl names, each with the settings that it has there.
     Pictures of no seed, which are frames, reconstructions and pictures from latents, are checked against their own
     sidecars, and the strips of a trajectory against the text inside them; no run.json says which of them belong there.
 
@@ -53,28 +65,43 @@ def verify(path: Path, on_image: Callable[[int, int], None] = lambda done, total
     if is_sweep(path):
         raise UsageError(f"{path}: is the folder of a sweep; name the folder of one of its cells")
     sidecars, pictures = folder.numbered("json"), folder.numbered("png")
-    unnumbered, strips = list(folder.unnumbered_pairs()), folder.strips()
+    rows = RowPlan(folder) if is_of_rows(folder.read_manifest()) else None
+    planned = frozenset(line["name"] for line in rows or ())
+    unnumbered, strips = [p for p in folder.unnumbered_pairs() if p.stem not in planned], folder.strips()
     others = len(unnumbered) + len(strips)
     if not folder.manifest.exists() and not sidecars and not pictures and not others:
         raise UsageError(f"{path}: holds neither run.json nor numbered pictures; it is not an output folder of ddim")
     problems: list[Problem] = []
     only_others = others and not (folder.manifest.exists() or sidecars or pictures)
-    seeds, settings = ((), None) if only_others else _plan(folder, problems)
-    total = len(seeds) + others
+    seeds: tuple[int, ...] = ()
+    settings: dict[str, Any] | None = None
+    if rows is not None:
+        settings = _settings_of_rows(rows, len(planned), problems)
+    elif not only_others:
+        seeds, settings = _plan(folder, problems)
+    total = len(seeds) + len(planned) + others
 
     def checked() -> Iterator[tuple[Path, int | None, str | None]]:
+        yield from _checked_rows(folder, rows or (), settings or {})
         for seed in seeds:
             text = check_pair(seed, sidecars.get(seed, []), pictures.get(seed, []), settings)
             yield folder.picture(seed) if text is not None else path, seed, text
         yield from ((sidecar.with_suffix(".png"), None, _check_unnumbered(sidecar)) for sidecar in unnumbered)
-        yield from ((strip, seed, _check_strip(seed, strip, settings)) for seed, _, strip in strips)
+        yield from (
+            (strip, seed, _check_strip(seed, strip, settings if rows is None else None)) for seed, _, strip in strips
+        )
 
     for done, (file, number, text) in enumerate(checked(), start=1):
         if text is not None:
             problems.append(Problem(file.relative_to(path).as_posix(), number, text))
         on_image(done, total)
-    if settings is not None:
-        problems += _extra(folder, frozenset(seeds), sidecars, pictures)
+    if rows is not None:
+        numbers = frozenset(int(name) for name in planned if name.isdecimal())
+        problems += _extra(folder, numbers, _NOT_NAMED, sidecars, pictures)
+        extra = (path.with_suffix(".png").name for path in unnumbered if is_row(read_json(path) or {}))
+        problems += [Problem(name, None, f"is extra: {_NOT_NAMED}") for name in extra]
+    elif settings is not None:
+        problems += _extra(folder, frozenset(seeds), "run.json does not name its seed", sidecars, pictures)
     if folder.grid.exists() and _decoded(str(folder.grid)) is None:
         problems.append(Problem("grid.png", None, "does not decode"))
     return Verified(total, tuple(problems))
@@ -93,16 +120,43 @@ def _plan(folder: OutputFolder, problems: list[Problem]) -> tuple[tuple[int, ...
         return tuple(sorted({*folder.numbered("json"), *folder.numbered("png")})), None
 
 
-def _extra(folder: OutputFolder, planned: frozenset[int], *kinds: Mapping[int, list[str]]) -> Iterator[Problem]:
+def _settings_of_rows(rows: RowPlan, planned: int, problems: list[Problem]) -> dict[str, Any]:
+    """The settings that all rows share."""
+    manifest = rows.folder.read_manifest() or {}
+    if manifest["items"] != planned:
+        text = (
+            f"names {planned:,} rows, and run.json says {manifest['items']}; nobody can tell which images belong here"
+        )
+        problems.append(Problem(rows.folder.items.name, None, text))
+    return identity(manifest)
+
+
+def _checked_rows(
+    folder: OutputFolder, rows: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> Iterator[tuple[Path, int | None, str | None]]:
+    """The file, the seed and what is wrong, of each planned row."""
+    sidecars, pictures = folder.named("json"), folder.named("png")
+    for line in rows:
+        name, seed = line["name"], line.get("seed")
+        own = {**settings, **row_settings(line)}
+        text = check_pair(seed, sidecars.get(name, []), pictures.get(name, []), own)
+        yield folder.picture(name) if text is not None else folder.path, seed, text
+
+
+def _extra(
+    folder: OutputFolder, planned: frozenset[int], why: str, *kinds: Mapping[int, list[str]]
+) -> Iterator[Problem]:
     for files in kinds:
         for seed, paths in files.items():
             if seed not in planned:
                 for file in paths:
                     name = Path(file).relative_to(folder.path).as_posix()
-                    yield Problem(name, seed, "is extra: run.json does not name its seed")
+                    yield Problem(name, seed, f"is extra: {why}")
 
 
-def check_pair(seed: int, sidecars: list[str], pictures: list[str], settings: Mapping[str, Any] | None) -> str | None:
+def check_pair(
+    seed: int | None, sidecars: list[str], pictures: list[str], settings: Mapping[str, Any] | None
+) -> str | None:
     """What is wrong with the pair of ``seed``, whose files are these; None for nothing."""
     if not sidecars and not pictures:
         return "is missing"
@@ -154,7 +208,7 @@ def _check_strip(seed: int, path: Path, settings: Mapping[str, Any] | None) -> s
 
 
 def _check_sidecar(
-    seed: int, sidecar: Mapping[str, Any], settings: Mapping[str, Any] | None, called: str = "sidecar"
+    seed: int | None, sidecar: Mapping[str, Any], settings: Mapping[str, Any] | None, called: str = "sidecar"
 ) -> str | None:
     if sidecar["seed"] != seed:
         return f"has a {called} that says seed {sidecar['seed']}"

@@ -14,13 +14,14 @@ import torch
 from ddim_cli.config.layers import Layer
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.trajectory import Selection, Strips
-from ddim_cli.outputs.sidecar import first_difference
+from ddim_cli.outputs.sidecar import first_difference, run_identity
 from ddim_cli.sampling.executor import execute
 from ddim_cli.sampling.items import Choices, Item, SeedItems, seeds_of
 from ddim_cli.sampling.job import make_job
 from ddim_cli.sampling.product import Product, SeedPictures
-from ddim_cli.sampling.replay import Group, Original, check_same_pictures, resolve_group, run_identity
+from ddim_cli.sampling.replay import Group, Original, check_same_pictures, resolve_group
 from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.row_product import RowPictures
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def replay(
 def product_of(group: Group, grid: tuple[int, ...]) -> Product:
     """What the originals of a group are: pictures of seeds, other pictures, or strips. Raises UsageError."""
     facts = group.first.strip
+    if facts is None and group.of_rows:
+        return RowPictures()
     if facts is None:
         return SeedPictures() if group.first.item.is_of_a_seed else Product()
     try:

@@ -65,14 +65,17 @@ def folder_ending(files: Iterable[LatentFile]) -> str:
     return f"-latents-{hashlib.sha256(chr(0).join(folders).encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
-def check_no_seeds(layers: Sequence[Layer]) -> None:
-    """UsageError where seeds are asked for beside latents; those of a config file stand for runs without."""
+def check_no_seeds(
+    layers: Sequence[Layer], beside: str = "--latents", says: str = "which noise images begin with"
+) -> None:
+    """UsageError where seeds are asked for ``beside`` an option that ``says`` as much.
+
+    Those of a config file stand for runs without that option.
+    """
     for layer in layers:
         for key in SEED_KEYS:
             if layer.origins.get(key) in _SAID_BY_USER:
-                raise UsageError(
-                    f"{layer.origins[key]} says which noise images begin with, and so does --latents; keep one"
-                )
+                raise UsageError(f"{layer.origins[key]} says {says}, and so does {beside}; keep one")
 
 
 def inside_layer(files: Sequence[LatentFile], layers: Sequence[Layer]) -> Layer:

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,9 +26,11 @@ except ImportError:  # Windows
 _OURS = re.compile(
     r"\.((\d{6,}|frame_\d{3,})\.(png|json)|\d{6,}\.(x0|xt)\.(png|gif)|run\.json|grid\.png|strip\.(png|gif)"
     r"|sweep\.(json|png)|.+\.(recon|latent)\.(png|json)|.+\.latent\.safetensors|inverted\.png"
-    r"|report\.html)"
+    r"|report\.html|items\.jsonl)"
     r"(\.[0-9a-f]{12}\.tmp|\.lock|\.work)"
 )
+# The same of a pair whose name is a user's: ours only where that is known.
+_OF_A_PAIR = re.compile(r"\.(.+)\.(png|json)(\.[0-9a-f]{12}\.tmp|\.lock)")
 # Without locks: a temporary file lives for as long as one file takes to write.
 SECONDS_BEFORE_ABANDONED = 3600.0
 TRIES = 5
@@ -217,12 +219,20 @@ def _open_locked(hidden: Path, alone: bool = True) -> BinaryIO | None:
     return None
 
 
-def remove_leftovers(folder: Path) -> int:
-    """Remove the hidden files of processes that were killed while they wrote here; how many there were."""
+def remove_leftovers(folder: Path, is_item: Callable[[str], bool] = lambda name: False) -> int:
+    """Remove the hidden files of processes that were killed while they wrote here; how many there were.
+
+    ``is_item`` tells of a name whether pictures of ours are called so, beside those that nobody else would give.
+    """
+
+    def is_ours(file: str) -> bool:
+        match = _OF_A_PAIR.fullmatch(file)
+        return _OURS.fullmatch(file) is not None or (match is not None and is_item(match[1]))
+
     removed = 0
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if _OURS.fullmatch(entry.name) and _remove_abandoned(Path(entry.path)):
+            if is_ours(entry.name) and _remove_abandoned(Path(entry.path)):
                 removed += 1
     return removed
 

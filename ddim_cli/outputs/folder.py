@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ddim_cli.outputs.atomic import is_shared, locked, shared, write_atomically
 from ddim_cli.outputs.contact_sheet import MOST_IMAGES, contact_sheet
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.picture import encode_png, read_own
-from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, utc_now
+from ddim_cli.outputs.sidecar import SCHEMA, first_difference, identity, is_row, run_identity, utc_now
 from ddim_cli.outputs.store import Name, PairFolder, read_json, remove_pair
 
 RUN_SCHEMA = "ddim-cli/run/1"
@@ -38,6 +38,11 @@ class OutputFolder(PairFolder):
         # What is there is looked at, not what is asked for: a plan may have millions.
         return seeds.without({s for s, paths in there.items() if s in seeds and self.is_done(s, settings, paths)})
 
+    @property
+    def items(self) -> Path:
+        """The plan of a job file's rows; see `row_plan`."""
+        return self.path / "items.jsonl"
+
     def read_manifest(self) -> dict[str, Any] | None:
         return read_json(self.manifest)
 
@@ -57,11 +62,18 @@ class OutputFolder(PairFolder):
         ours = manifest.get("schema") == RUN_SCHEMA
         if ours and first_difference(identity(manifest), settings) is None:
             return
-        first = next((path for path in self.pairs() if (read_json(path) or {}).get("schema") == SCHEMA), None)
+        first = next((path for path in self._of_plans() if (read_json(path) or {}).get("schema") == SCHEMA), None)
         if ours and (first is not None or is_shared(self.manifest)):
             self.check_same(manifest, settings, self.manifest)
         elif first is not None:
-            self.check_same(read_json(first) or {}, settings, first)
+            self.check_same(read_json(first) or {}, settings, first, run_identity)
+
+    def _of_plans(self) -> Iterator[Path]:
+        """The sidecars of pictures that a run.json can name: those of seeds and of rows."""
+        yield from self.pairs()
+        if self.items.exists():
+            # Many may be there that belong to no plan: it has to be worth the reading.
+            yield from (path for path in self.unnumbered_pairs() if is_row(read_json(path) or {}))
 
     def start(self, seeds: Sequence[int], record: Mapping[str, Any], complete: bool) -> None:
         """As `claimed`, for a moment."""
@@ -83,12 +95,21 @@ class OutputFolder(PairFolder):
         if complete and self._is_planned(seeds, record):
             yield
             return
+        with self.held(record, lambda: self._extend(seeds, record, complete)):
+            yield
+
+    @contextlib.contextmanager
+    def held(self, record: Mapping[str, Any], extend: Callable[[], None]) -> Iterator[None]:
+        """For as long as the block runs, no process with other settings may plan here; ``extend`` writes the plan.
+
+        Raises UsageError as `claimed`.
+        """
         with contextlib.ExitStack() as work:
-            # Between reading and writing, no other process may add its seeds, or settings of its own.
+            # Between reading and writing, no other process may add its pictures, or settings of its own.
             with locked(self.manifest):
                 self.check_settings(identity(record))
                 work.enter_context(shared(self.manifest))
-                self._extend(seeds, record, complete)
+                extend()
             yield
 
     def _is_planned(self, seeds: Sequence[int], record: Mapping[str, Any]) -> bool:
@@ -113,7 +134,7 @@ class OutputFolder(PairFolder):
         }
         if complete and "totals" in before and before.get("seeds") == manifest["seeds"]:
             manifest["totals"] = before["totals"]
-        self._write_manifest(manifest)
+        self.write_manifest(manifest)
 
     def finish(self, made: int, seconds: float, grid: bool, seeds: Sequence[int] | None = None) -> None:
         """Write the contact sheet, and the totals into run.json.
@@ -121,28 +142,33 @@ class OutputFolder(PairFolder):
         Not where another process has extended the plan beyond the ``seeds`` that were found complete, nor where
         nothing was ``made`` and both are there already.
         """
-        if not made and self._is_finished(grid):
+        if not made and self.is_finished(grid):
             return
         with locked(self.manifest):
-            manifest, planned = self.read_manifest() or {}, self.planned()
-            if (seeds is not None and set(planned) != set(seeds)) or (not made and self._is_finished(grid)):
+            planned = self.planned()
+            if (seeds is not None and set(planned) != set(seeds)) or (not made and self.is_finished(grid)):
                 return
-            if grid:
-                self.write_grid(planned)
-            manifest["totals"] = {
-                "finished": utc_now(),
-                "images": len(planned),
-                "images_by_last_process": made,
-                "seconds": round(seconds, 3),
-                "images_per_second": round(made / seconds, 3) if made and seconds > 0 else None,
-            }
-            self._write_manifest(manifest)
+            self.write_totals(made, seconds, len(planned), planned if grid else None)
 
-    def _is_finished(self, grid: bool) -> bool:
+    def is_finished(self, grid: bool) -> bool:
         """Whether the totals are there, and the contact sheet if one is wanted."""
         return "totals" in (self.read_manifest() or {}) and (self.grid.exists() or not grid)
 
-    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+    def write_totals(self, made: int, seconds: float, images: int, sheet: Sequence[Name] | None) -> None:
+        """Write the contact sheet of the pictures ``sheet``, if it is wanted, and the totals into run.json."""
+        if sheet is not None:
+            self.write_grid(sheet)
+        manifest = self.read_manifest() or {}
+        manifest["totals"] = {
+            "finished": utc_now(),
+            "images": images,
+            "images_by_last_process": made,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(made / seconds, 3) if made and seconds > 0 else None,
+        }
+        self.write_manifest(manifest)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         write_atomically(self.manifest, (dump_json(manifest) + "\n").encode(), self.fsync)
 
     def write_grid(self, names: Sequence[Name]) -> None:
@@ -150,8 +176,8 @@ class OutputFolder(PairFolder):
         images = [read_own(self.picture(name)) for name in names[:MOST_IMAGES]]
         write_atomically(self.grid, encode_png(contact_sheet(images)), self.fsync)
 
-    def clear(self, seeds: Iterable[int], settings: Mapping[str, Any]) -> None:
-        """Remove the pairs of ``seeds``, and every pair and manifest of ours with other settings: ``--overwrite``.
+    def clear(self, names: Iterable[Name], settings: Mapping[str, Any]) -> None:
+        """Remove the pairs of ``names``, and every pair and manifest of ours with other settings: ``--overwrite``.
 
         Raises:
             UsageError: while a process is making pictures of other settings here.
@@ -162,17 +188,18 @@ class OutputFolder(PairFolder):
                 f"output folder {self.path}: a process is making pictures of other settings here; wait for it, or "
                 "choose another folder with --out"
             )
-        for seed in seeds:
-            self.remove(seed)
-        for path in self.pairs():
+        for name in names:
+            self.remove(name)
+        for path in self._of_plans():
             # Another rank may be replacing it with a picture of the new settings.
             with locked(path):
                 sidecar = read_json(path) or {}
                 ours = sidecar.get("schema") == SCHEMA
-                if ours and first_difference(identity(sidecar), settings) is not None:
+                if ours and first_difference(run_identity(sidecar), settings) is not None:
                     remove_pair(path)
         with locked(self.manifest):
             manifest = self.read_manifest()
             if manifest is not None and first_difference(identity(manifest), settings) is not None:
                 self.manifest.unlink(missing_ok=True)
                 self.grid.unlink(missing_ok=True)
+                self.items.unlink(missing_ok=True)

@@ -36,6 +36,11 @@ CANNOT_CHANGE_A_PICTURE = {
 }
 # What an item says of itself, and what its plan says of all items in its place: then the item's follows from its seed.
 _OF_AN_ITEM = {"class": "classes", "prompt": "prompts"}
+# What of the section ``sampling`` is an item's own, and no setting of its run; and what besides is that of a job file's
+# row, which has a class and prompts of its own.
+OF_AN_ITEM = ("between", "between_prompts", "latent", "inverted")
+ROW = "row"
+_OF_A_ROW = ("class", "prompt", "negative_prompt")
 # What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
 # default: so folders of before stay what they were.
 _FROM_THE_START = {
@@ -66,6 +71,25 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
         # Its stride is T // N for the N asked for, whatever the grid's length.
         flat["sampling.steps"] = record["sampling"].get("steps")
     return flat
+
+
+def run_identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity of the run that a picture is of: without what is the item's own."""
+    own = {f"sampling.{key}" for key in (*OF_AN_ITEM, *(_OF_A_ROW if is_row(record) else ()))}
+    found = {key: value for key, value in identity(record).items() if key not in own}
+    # Of a row it stays that it is one.
+    return {**found, f"sampling.{ROW}": {}} if is_row(record) else found
+
+
+def is_row(record: Mapping[str, Any]) -> bool:
+    """Whether a record is that of a job file's row, or of a run of such."""
+    return ROW in _table(record, "sampling")
+
+
+def row_settings(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of items.jsonl adds to the identity of its run."""
+    own = {key: value for key, value in line.items() if key not in ("name", "seed")}
+    return {f"sampling.{key}": value for key, value in {**own, ROW: {"seed": line.get("seed")}}.items()}
 
 
 def _table(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ from ddim_cli.outputs.atomic import locked, remove_leftovers, write_atomically
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.parameters import parameters_text
 from ddim_cli.outputs.picture import encode_png, to_image
-from ddim_cli.outputs.sidecar import SCHEMA, complete, first_difference, identity, to_text
+from ddim_cli.outputs.sidecar import ROW, SCHEMA, complete, first_difference, identity, to_text
 
 SEEDS_A_FOLDER = 1000
 _NUMBER = re.compile(r"\d{6,}", re.ASCII)
 _NUMBERED = re.compile(r"(\d{6,})\.(json|png)", re.ASCII)
 _STRIP = re.compile(r"(\d{6,})\.(x0|xt)\.png", re.ASCII)
+
+_ROW = f"sampling.{ROW}"
 
 Name = str | int
 
@@ -129,10 +131,14 @@ class PairFolder:
 
         Reads directories alone.
         """
-        by_name = {f"{seed:06d}": paths for seed, paths in self.numbered("json").items()}
+        return self.named("json")
+
+    def named(self, kind: str) -> dict[str, list[str]]:
+        """The files NAME.``kind`` (``"png"`` or ``"json"``) of `numbered`, and all of other names, by name."""
+        by_name = {f"{seed:06d}": paths for seed, paths in self.numbered(kind).items()}
         for file in names_in(self.path):
-            if file.endswith(".json") and not _NUMBERED.fullmatch(file):
-                by_name[file.removesuffix(".json")] = [f"{self.path}/{file}"]
+            if file.endswith(f".{kind}") and not _NUMBERED.fullmatch(file):
+                by_name[file.removesuffix(f".{kind}")] = [f"{self.path}/{file}"]
         return by_name
 
     def is_done(self, name: Name, settings: Mapping[str, Any], there: Sequence[str] = ()) -> bool:
@@ -157,18 +163,24 @@ class PairFolder:
         except (OSError, KeyError, TypeError):
             return False
 
-    def check_same(self, record: Mapping[str, Any], settings: Mapping[str, Any], where: Path | str) -> None:
-        """UsageError naming the first setting of ``record`` that would change the pictures."""
-        difference = first_difference(identity(record), settings)
+    def check_same(
+        self,
+        record: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        where: Path | str,
+        of: Callable[[Mapping[str, Any]], Mapping[str, Any]] = identity,
+    ) -> None:
+        """UsageError naming the first setting of ``record`` that would change the pictures; ``of`` is what decides."""
+        difference = _rows_apart(of(record), settings) or first_difference(of(record), settings)
         if difference is not None:
             key, *values = difference
             before, now = (shortened(json.dumps(value), 70) for value in values)
             # All that a hash says of two sizes is that they are not the same.
             sizes = self._sizes(record) if key == "model.config_sha256" else None
-            text = "images of {}, this run has {}".format(*sizes) if sizes else f"{key} = {before}, this run has {now}"
+            text = "with images of {}, this run has {}".format(*sizes) if sizes else None
+            text = text or (_in_words(*values) if key == _ROW else f"with {key} = {before}, this run has {now}")
             raise UsageError(
-                f"{where} was made with {text}; choose another folder with --out, or replace what is there with "
-                "--overwrite"
+                f"{where} was made {text}; choose another folder with --out, or replace what is there with --overwrite"
             )
 
     def _sizes(self, record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -228,10 +240,23 @@ class PairFolder:
     def remove(self, name: Name) -> None:
         remove_pair(self.sidecar(name))
 
-    def remove_leftovers(self) -> None:
-        """Remove what processes have left half written here that were killed."""
+    def remove_leftovers(self, is_item: Callable[[str], bool] = lambda name: False) -> None:
+        """Remove what processes have left half written here that were killed; ``is_item`` as `atomic` has it."""
         for folder in self.folders():
-            remove_leftovers(folder)
+            remove_leftovers(folder, is_item)
+
+
+def _rows_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """As `first_difference` where one is of a job file's rows, and the other is not: all else follows from that."""
+    return (_ROW, before.get(_ROW), now.get(_ROW)) if (_ROW in before) != (_ROW in now) else None
+
+
+def _in_words(before: Any, now: Any) -> str:
+    """How two pictures differ of which one is no row of a job file, or which are rows with other seeds."""
+    if before is None or now is None:
+        return "from a job file, this run is of none" if now is None else "without a job file, this run is of one"
+    seeds = ["none" if row.get("seed") is None else row["seed"] for row in (before, now)]
+    return f"with seed {seeds[0]}, this run has {seeds[1]}"
 
 
 def names_in(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ddim_cli.config.job_file import job_of, read_job_file
 from ddim_cli.config.layers import Settings, layers_of, merge
 from ddim_cli.config.schema import RuntimeSettings
 from ddim_cli.errors import UsageError
@@ -20,7 +21,7 @@ from ddim_cli.models.load import LoadedModel, SamplingNetwork, as_sampling_netwo
 from ddim_cli.models.text import check_installed
 from ddim_cli.outputs.picture import to_image
 from ddim_cli.outputs.sidecar import describe_picture
-from ddim_cli.sampling.items import SeedItems
+from ddim_cli.sampling.items import Item, SeedItems
 from ddim_cli.sampling.job import network_target, rows_an_image
 from ddim_cli.sampling.loop import Denoiser, Picture, run_batches
 from ddim_cli.sampling.network import Network, Networks, Use
@@ -29,15 +30,19 @@ from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime
 from ddim_cli.sampling.record import item_record, make_record
 from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resolve import resolve, settle
+from ddim_cli.sampling.rows import rows_of
 from ddim_cli.sampling.sampler import make_sampler
 
 Model = LoadedModel | nn.Module | Network
 
 
 class Sample(NamedTuple):
-    """One picture: its seed, a PIL image, x0 float32 [C, H, W] in about [-1, 1], and its sidecar's content."""
+    """One picture: its seed, a PIL image, x0 float32 [C, H, W] in about [-1, 1], and its sidecar's content.
 
-    seed: int
+    ``seed`` is None of a row with a latent and no seed.
+    """
+
+    seed: int | None
     image: Image.Image
     tensor: Tensor
     metadata: dict[str, Any]
@@ -92,8 +97,9 @@ def sample(
     config: Settings = None,
     model: Model | str | Path | None = None,
     shape: tuple[int, int, int] | None = None,
+    items: Sequence[Mapping[str, Any]] | str | Path | None = None,
 ) -> Iterator[Sample]:
-    """Sample as ``ddim sample`` does, yielding a `Sample` an image in the order of the seeds.
+    """Sample as ``ddim sample`` does, yielding a `Sample` an image in the order of the seeds, or of the rows.
 
     Args:
         config: a `Config`, a nested mapping such as ``{"sampling": {"steps": 20}}``, a TOML file, or
@@ -105,6 +111,9 @@ def sample(
             raises comes through. A module runs on the device and in the dtype it is in; where a
             callable is to run elsewhere than on the CPU in float32, say so in [runtime].
         shape: (C, H, W) of an image, for a network that does not tell.
+        items: rows in place of ``config``'s seeds, a picture each: a job file, or mappings with its keys ``name``,
+            ``seed``, ``prompt``, ``negative_prompt``, ``class`` and ``latent``. A callable takes no prompts, and is
+            given classes where the rows have some.
 
     What can be refused is refused at once; a batch is sampled when its first picture is asked for. While the network is
     loaded, and while a batch is sampled, torch's switches of TF32 are as [runtime] says; between two pictures and at
@@ -119,11 +128,13 @@ def sample(
     """
     loaded: LoadedModel | None = None
     outside: Network | None = None
+    job = None if items is None else read_job_file(Path(items)) if isinstance(items, (str, Path)) else job_of(items)
     if model is None or isinstance(model, (str, Path)):
-        run = resolve(layers_of(config, model))
+        run = resolve(layers_of(config, model), conditions_follow=job is not None)
     elif isinstance(model, LoadedModel):
         loaded = model
-        run = settle(merge([model.description.settings_layer(), *layers_of(config)]), model.description)
+        layers = [model.description.settings_layer(), *layers_of(config)]
+        run = settle(merge(layers), model.description, conditions_follow=job is not None)
     elif callable(model):
         outside = model
         run = settle(merge(layers_of(config)))
@@ -131,10 +142,15 @@ def sample(
         raise UsageError(
             f"sample: model is a {type(model).__name__}; it must be a source, a loaded model or a callable"
         )
+    plan: Sequence[Item] = SeedItems.of(run.config)
+    asked = run.config
+    if job is not None:
+        run, plan = rows_of(job, run, None if outside is None else _shape(outside, shape))
+        asked = plan.as_seeds(run.config)
     for text in run.warnings:
         warnings.warn(text, stacklevel=2)
     if outside is not None:
-        check_outside(outside, run.config)
+        check_outside(outside, asked)
     elif shape is not None:
         channels, height, width = run.model.shape
         raise UsageError(
@@ -145,8 +161,8 @@ def sample(
     shape = None if outside is None else _shape(outside, shape)
     if outside is None and run.model.takes_text:
         check_installed()
-    items, allowed = SeedItems.of(run.config), run.config.runtime.tf32
-    batch_size = choose_batch_size(run.config.sampling.batch_size, len(items), run.described, device, dtype)
+    allowed = run.config.runtime.tf32
+    batch_size = choose_batch_size(run.config.sampling.batch_size, len(plan), run.described, device, dtype)
     batch_size = halve_to_fit(batch_size, run.described, device, dtype, rows_an_image(run))
     network: SamplingNetwork | Network
     compiled = False
@@ -157,13 +173,13 @@ def sample(
         elif outside is not None:
             network = guarded(outside)
         else:
-            calls = -(-len(items) // batch_size) * len(run.timesteps)
+            calls = -(-len(plan) // batch_size) * len(run.timesteps)
             use = Use(network_target(run, device, dtype, batch_size), run.config.runtime.compile, calls)
             network, compiled = Networks().load(use, Reporter())
         sampler = make_sampler(run, network, device, dtype, shape, warn=warned.append)
     denoiser = Denoiser(sampler, on_slower=lambda what, why: warned.append(f"{what}: {why}"))
     record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled), outside)
-    return _samples(run_batches(denoiser, items, batch_size), record, allowed, warned)
+    return _samples(run_batches(denoiser, plan, batch_size), record, allowed, warned)
 
 
 def _samples(
@@ -179,7 +195,6 @@ def _samples(
             return
         for picture in pictures:
             item, pixels, x0 = picture.item, picture.pixels, picture.x0
-            assert item.seed is not None
             assert x0 is not None
             said = item_record(record, item, picture.known)
             # A clone outside inference mode is an ordinary tensor.

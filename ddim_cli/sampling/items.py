@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 from ddim_cli.config.seeds import parse_classes
 from ddim_cli.errors import UsageError
 from ddim_cli.models.conditions import NOTHING, Blend, Conditioning
+from ddim_cli.outputs.sidecar import ROW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -221,6 +222,14 @@ def latent_item(start: Latent, conditioning: Conditioning) -> Item:
     """
     about = {"latent": latent_facts(start)}
     return Item(f"{start.name}.latent", start.name, start, conditioning=conditioning, about=about)
+
+
+def row_item(
+    name: str, label: str, start: Noise | Latent, seed: int | None, conditioning: Conditioning, facts: Mapping[str, Any]
+) -> Item:
+    """The item of a job file's row, whose sidecar says in ``sampling.row`` its seed; ``facts`` are of its latent."""
+    about = {ROW: {"seed": seed}, **({"latent": dict(facts)} if facts else {})}
+    return Item(name, label, start, seed, seed, conditioning, about)
 
 
 def latent_facts(start: Latent) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddim_cli.config.schema import SamplingSettings
 from ddim_cli.models.conditions import Blend, Conditioning
+from ddim_cli.outputs.sidecar import ROW
 from ddim_cli.sampling.items import Item
 from ddim_cli.sampling.outside import describe_callable
 from ddim_cli.sampling.resolve import Run
@@ -36,11 +37,14 @@ def sampling_record(run: Run) -> dict[str, Any]:
         record["prompts"] = list(record.pop("prompt"))
     if settings.guidance_scale != 1:
         record |= {key: getattr(settings, key) for key in _OF_GUIDANCE}
-        if run.config.model.null_class is not None or settings.classes is not None:
+        if run.config.model.null_class is not None or run.takes_classes:
             record["null_class"] = run.config.model.null_class
     else:
         # Without guidance nothing is led away from.
         record.pop("negative_prompt", None)
+    if run.of_rows:
+        # What a row says of itself takes its place.
+        record[ROW] = {}
     return record
 
 
@@ -90,8 +94,13 @@ def item_record(record: Mapping[str, Any], item: Item, known: Mapping[str, Any] 
 
     ``known`` is what only the encoder of its condition knows, such as the number of its prompt's tokens.
     """
-    own = {**condition_record(item.conditioning, record["sampling"]), **(known or {})}
-    return {**record, "sampling": {**record["sampling"], **own, **item.about}}
+    own = {**own_record(item, record["sampling"]), **(known or {})}
+    return {**record, "sampling": {**record["sampling"], **own}}
+
+
+def own_record(item: Item, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What the section ``sampling`` of an item's sidecar says besides that of its run."""
+    return {**condition_record(item.conditioning, sampling), **item.about}
 
 
 def condition_record(conditioning: Conditioning, sampling: Mapping[str, Any]) -> dict[str, Any]:

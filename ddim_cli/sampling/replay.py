@@ -16,22 +16,21 @@ from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
-from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA, first_difference, identity
+from ddim_cli.outputs.sidecar import ROW, SCHEMA, STRIP_SCHEMA, first_difference, is_row, run_identity
 from ddim_cli.outputs.store import read_json
 from ddim_cli.sampling.items import (
     Item,
     Latent,
+    Noise,
     Slerp,
     blend_item,
     frame_item,
     latent_item,
     reconstruction_item,
+    row_item,
     seed_item,
 )
 from ddim_cli.sampling.resolve import Run, resolve
-
-# What of the section ``sampling`` is an item's own, and no setting of its run.
-OF_AN_ITEM = ("between", "between_prompts", "latent", "inverted")
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,13 @@ class Group:
         return [by_name[name] for name in sorted(by_name, key=lambda name: (len(name), name))]
 
     @property
+    def of_rows(self) -> bool:
+        """Whether they are rows of a job file, each with a name, a seed and a condition of its own."""
+        return is_row(self.first.record)
+
+    @property
     def threads(self) -> int:
         return self.first.runtime["threads"]
-
-
-def run_identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity of the run that a picture is of: without what is the item's own."""
-    return {key: value for key, value in identity(record).items() if key.removeprefix("sampling.") not in OF_AN_ITEM}
 
 
 def _check_record(record: Any, path: Path) -> None:
@@ -128,6 +127,8 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> 
     sampling, name = record["sampling"], path.stem
     try:
         condition = conditioning_of(sampling)
+        if ROW in sampling:
+            return _row_of(sampling, path, condition, latents)
         if isinstance(condition.prompt, Blend) and record["seed"] is not None:
             return blend_item(name, record["seed"], condition.prompt, condition.negative_prompt)
         if record["seed"] is not None:
@@ -149,6 +150,18 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> 
     except (KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: what it says of where it started is not what a sidecar has") from None
     raise UsageError(f"{path}: is of no seed, and does not say what it started from")
+
+
+def _row_of(sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, latents: Sequence[Path]) -> Item:
+    """The item of a job file's row. Raises as `_item_of`, and what a section of another shape raises."""
+    seed, facts = sampling[ROW]["seed"], sampling.get("latent", {})
+    if facts:
+        start: Noise | Latent = _find_latent(facts["file"], facts.get("index"), facts["sha256"], path, latents)
+    else:
+        if type(seed) is not int:
+            raise TypeError
+        start = Noise(seed)
+    return row_item(path.stem, path.stem, start, seed, conditioning, facts)
 
 
 def conditioning_of(sampling: Mapping[str, Any]) -> Conditioning:
@@ -275,7 +288,9 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
     )
     plan = layer(output__dir=str(folder), output__grid=grid)
     model = [] if moved else [model_layer(original.record, original.file)]
-    return resolve([settings, ran, *model, *overrides, plan])
+    run = resolve([settings, ran, *model, *overrides, plan], conditions_follow=group.of_rows)
+    classes = group.of_rows and original.item.class_number is not None
+    return replace(run, of_rows=group.of_rows, classes_follow=classes)
 
 
 def check_same_pictures(group: Group, record: Mapping[str, Any]) -> None:

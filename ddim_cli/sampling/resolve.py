@@ -32,16 +32,26 @@ LOWEST_START = 0.75
 
 @dataclass(frozen=True)
 class Run:
-    """Settings that hold together, the model they are for (None where none was looked up) and the grid that runs."""
+    """Settings that hold together, the model they are for (None where none was looked up) and the grid that runs.
+
+    ``of_rows``: its pictures are the rows of a job file, which bring prompts and, with ``classes_follow``, classes.
+    """
 
     resolved: Resolved
     described: ModelDescription | None
     timesteps: tuple[int, ...]
     warnings: tuple[str, ...] = ()
+    of_rows: bool = False
+    classes_follow: bool = False
 
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    @property
+    def takes_classes(self) -> bool:
+        """Whether its network is called with classes."""
+        return self.classes_follow or self.config.sampling.classes is not None
 
     @property
     def model(self) -> ModelDescription:

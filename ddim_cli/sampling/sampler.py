@@ -64,7 +64,7 @@ def make_sampler(
 
 
 def _class_condition(run: Run) -> Condition:
-    return ClassCondition() if run.config.sampling.classes is not None else Condition()
+    return ClassCondition() if run.takes_classes else Condition()
 
 
 def _text_condition(
@@ -121,7 +121,7 @@ def _step_network(run: Run, network: SamplingNetwork | Network) -> Callable[[Ten
 
         return with_text
     if isinstance(network, SamplingNetwork):
-        if settings.classes is None:
+        if not run.takes_classes:
             return partial(with_projections, network)
         network = as_network(network)
     if settings.guidance_scale != 1:

@@ -15,6 +15,7 @@ from ddim_cli.sampling.loop import Stepper
 
 DIGITS = Path(__file__).parent.parent / "data" / "digits"
 LATENTS = Path(__file__).parent.parent / "data" / "half"
+ROWS = Path(__file__).parent.parent / "data" / "rows.csv"
 PLAIN = ("--steps", 3, "--no-compile", "-b", 2)
 # Stands for the directory of a text-to-image model.
 TEXT = object()
@@ -23,6 +24,7 @@ COMMANDS = {
     "sample": (("sample", "-n", 5), 5, "grid.png", "000003.json"),
     "latents": (("sample", "--latents", LATENTS / "0.latent.safetensors", LATENTS / "1.latent.safetensors"), 2,
                 "grid.png", "1.latent.json"),
+    "items": (("sample", "--items", ROWS), 5, "grid.png", "three.json"),
     "interpolate": (("interpolate", "--between", "3,8", "--frames", 5), 5, "strip.png", "frame_003.json"),
     "interpolate --gif": (("interpolate", "--between", "3,8", "--frames", 3, "--gif"), 3, "strip.gif", "frame_001.png"),
     "prompts": (("interpolate", "-m", TEXT, "--prompt", "a", "--to-prompt", "b c", "--seed", 4, "--eta", 0.5,

@@ -6,7 +6,7 @@ import base64
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ddim_cli.outputs.figures import quoted, speed_text
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.report.records import Records
+from ddim_cli.outputs.row_plan import RowPlan, is_of_rows
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA
 from ddim_cli.outputs.store import names_in, read_json
 
@@ -195,16 +196,26 @@ def seed_sources(folder: OutputFolder) -> list[Source]:
     return sources
 
 
-def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source]]]:
+def _row_sources(folder: OutputFolder, rows: RowPlan) -> Iterator[Source]:
+    """The pictures that are there of a job file's rows, numbered and labelled as in the plan."""
+    there = folder.named("png")
+    for number, line in enumerate(rows):
+        for path in there.get(line["name"], [])[:1]:
+            yield Source(number, Path(path), Path(path).with_suffix(".json"), line["name"])
+
+
+def _other_sources(folder: OutputFolder, rows: Set[str] = frozenset()) -> Iterator[tuple[str, str, list[Source]]]:
     """Frames, strips of either kind, reconstructions and pictures from latents: the name of the set, what its numbers
-    are, and its pictures."""
-    frames = {int(m[1]): folder.path / file for file in names_in(folder.path) if (m := _FRAME.fullmatch(file))}
+    are, and its pictures; those of the names ``rows`` are none of them."""
+    files = (file for file in names_in(folder.path) if file.removesuffix(".png") not in rows)
+    frames = {int(m[1]): folder.path / file for file in files if (m := _FRAME.fullmatch(file))}
     files_of_frames = {path.name for path in frames.values()}
     yield "frames", "frame", [Source(n, frames[n], frames[n].with_suffix(".json")) for n in sorted(frames)]
     for kind, name in _STRIPS.items():
         strips = {seed: path for seed, shown, path in folder.strips() if shown == kind}
         yield f"trajectories, {name}", "seed", [Source(n, strips[n], None, name) for n in sorted(strips)]
-    named = [path for path in folder.unnumbered_pairs() if path.with_suffix(".png").name not in files_of_frames]
+    unnumbered = (path for path in folder.unnumbered_pairs() if path.stem not in rows)
+    named = [path for path in unnumbered if path.with_suffix(".png").name not in files_of_frames]
     yield (
         "pictures from latents",
         "picture",
@@ -215,13 +226,18 @@ def _other_sources(folder: OutputFolder) -> Iterator[tuple[str, str, list[Source
 def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[PictureSet]:
     """The sets of pictures in an output folder that is no sweep; none where there is nothing of ours."""
     sources, manifest = seed_sources(folder), _manifest(folder)
-    sets = []
-    if sources or manifest is not None:
+    sets, rows = [], RowPlan(folder) if is_of_rows(manifest) else None
+    if rows is not None:
+        pictures = read_set("pictures", "row", list(_row_sources(folder, rows)), links, folder.path, on_image)
+        pictures.planned, pictures.first = len(rows), pictures.first or manifest
+        sets.append(pictures)
+    elif sources or manifest is not None:
         pictures = read_set("pictures", "seed", sources, links, folder.path, on_image)
         add_planned(pictures, folder.planned(), sources)
         pictures.first = pictures.first or manifest
         sets.append(pictures)
-    for name, noun, others in _other_sources(folder):
+    named = {line["name"] for line in rows or ()}
+    for name, noun, others in _other_sources(folder, named):
         if others:
             sets.append(read_set(name, noun, others, links, folder.path, on_image))
     return sets

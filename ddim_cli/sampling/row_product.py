@@ -1,0 +1,110 @@
+"""What a job makes of the rows of a job file: their pictures, run.json with items.jsonl, a contact sheet, an array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.named import NamedFile
+from ddim_cli.outputs.row_plan import RowPlan
+from ddim_cli.outputs.sidecar import ROW, row_settings
+from ddim_cli.sampling.items import Item
+from ddim_cli.sampling.job import Job
+from ddim_cli.sampling.product import Ending, Product, collect_npz, others
+from ddim_cli.sampling.record import own_record
+from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.rows import RowItems
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The lines of items.jsonl that a job plans, each made when it is its turn."""
+
+    job: Job
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for item in self.job.plan:
+            own = own_record(item, self.job.record["sampling"])
+            yield {"name": item.name, "seed": own.pop(ROW)["seed"], **own}
+
+
+def _others(job: Job) -> Sequence[Item]:
+    """The items that other shards make."""
+    plan, own = job.plan, job.items
+    return plan.without(own.numbers) if isinstance(plan, RowItems) and isinstance(own, RowItems) else others(job)
+
+
+def finder(items: Sequence[Item]) -> Callable[[str], bool]:
+    """What tells of a name whether one of ``items`` has it."""
+    if isinstance(items, RowItems):
+        return lambda name: items.find(name) is not None
+    return {item.name for item in items}.__contains__
+
+
+@dataclass(frozen=True)
+class RowPictures(Product):
+    """A picture for each row, with what a folder has besides; ``npz`` is one array in the order of the rows."""
+
+    npz: NamedFile | None = None
+
+    @contextmanager
+    def claimed(self, job: Job, overwrite: bool, complete: bool) -> Iterator[None]:
+        if overwrite:
+            job.folder.clear((item.name for item in job.items), job.identity)
+        with RowPlan(job.folder).claimed(Planned(job), finder(job.plan), job.record, complete):
+            yield
+
+    def missing(self, job: Job, items: Sequence[Item]) -> Sequence[Item]:
+        if not isinstance(items, RowItems):
+            return super().missing(job, items)
+        done = []
+        # What is there is looked at, not what is asked for: a plan may have millions.
+        for name, paths in job.folder.sidecars().items():
+            number = items.find(name)
+            if number is not None and self._is_done(job, items, number, name, paths):
+                done.append(number)
+        return items.without(done)
+
+    def _is_done(self, job: Job, items: RowItems, number: int, name: str, paths: Sequence[str]) -> bool:
+        own = own_record(items.of(number), job.record["sampling"])
+        settings = {**job.identity, **{f"sampling.{key}": value for key, value in own.items()}}
+        try:
+            return job.folder.is_done(name, settings, paths)
+        except UsageError as error:
+            raise UsageError(f"{items.file.where(number)}: {error}") from None
+
+    def plan(self, job: Job) -> dict[str, Any]:
+        told = {"rows": len(job.plan)}
+        return {**told, "items": job.plan.file.label} if isinstance(job.plan, RowItems) else told
+
+    def count(self, job: Job) -> int:
+        return sum(map(finder(job.plan), job.folder.sidecars()))
+
+    def close(self, job: Job, made: int, seconds: float, reporter: Reporter) -> Ending:
+        """What is left is of the folder's plan, which other runs may have extended."""
+        folder, grid, plan = job.folder, job.run.config.output.grid, RowPlan(job.folder)
+        version, left = plan.version, 0
+        if job.shard.count > 1:
+            left = len(self.missing(job, _others(job)))
+        more = self._left_of_others(job, plan) if len(plan) > len(job.plan) else 0
+        if not left and not more:
+            plan.finish(made, seconds, grid, version)
+        sheet = folder.grid if grid and folder.grid.exists() else None
+        if left or self.npz is None:
+            return Ending(left + more, sheet)
+        reporter.closing(f"writing {self.npz}")
+        collect_npz(job, job.plan, self.npz)
+        return Ending(left + more, sheet, self.npz)
+
+    def _left_of_others(self, job: Job, plan: RowPlan) -> int:
+        """How many rows are missing that only other job files have."""
+        there, is_ours = job.folder.sidecars(), finder(job.plan)
+        more = (line for line in plan if not is_ours(line["name"]))
+        return sum(
+            line["name"] not in there
+            or not job.folder.is_done(line["name"], {**job.identity, **row_settings(line)}, there[line["name"]])
+            for line in more
+        )

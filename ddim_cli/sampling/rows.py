@@ -1,0 +1,224 @@
+"""The rows of a job file as items, made as they are asked for; and what of them the run's model is asked before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from ddim_cli.config.job_file import JobFile, name_of, seed_of
+from ddim_cli.config.layers import Layer
+from ddim_cli.errors import ConfigError, UsageError
+from ddim_cli.models.conditions import Conditioning
+from ddim_cli.sampling.items import Choices, Item, Latent, Noise, Shape, latent_facts, row_item
+from ddim_cli.sampling.resolve import Run, resolve
+
+if TYPE_CHECKING:
+    from ddim_cli.config.schema import Config
+    from ddim_cli.models.describe import ModelDescription
+
+# Settings that a row may have instead, and that hold for those without.
+_OF_A_ROW = ("prompt", "negative_prompt", "classes")
+
+
+@dataclass(frozen=True, eq=False)
+class RowItems(Sequence[Item]):
+    """The items of the rows ``numbers`` of a job file; ``choices`` are the conditions of rows that name none.
+
+    ``first_seed`` is what the seeds of rows that name none count from; ``latents`` has what latents are there by the
+    paths that name them, each with what sidecars say of it.
+    """
+
+    file: JobFile
+    numbers: Sequence[int] | np.ndarray
+    choices: Choices
+    first_seed: int = 0
+    latents: Mapping[str, tuple[Latent, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> RowItems: ...
+
+    def __getitem__(self, index: int | slice) -> Item | RowItems:
+        if isinstance(index, slice):
+            return replace(self, numbers=self.numbers[index])
+        return self.of(int(self.numbers[index]))
+
+    def as_seeds(self, config: Config) -> Config:
+        """The config of pictures of seeds that have the classes of these rows."""
+        highest = None if self.file.highest_class is None else self.file[self.file.highest_class].class_number
+        classes = [*self.choices.classes, *([] if highest is None else [highest])]
+        sampling = config.sampling.model_copy(update={"classes": ",".join(map(str, classes)) or None})
+        return config.model_copy(update={"sampling": sampling})
+
+    def of(self, number: int) -> Item:
+        """The item of row ``number`` of the file."""
+        row = self.file[number]
+        name, seed = name_of(row, number), seed_of(row, number, self.first_seed)
+        start: Noise | Latent
+        if row.latent is not None:
+            start, facts = self.latents[row.latent]
+        else:
+            assert seed is not None
+            start, facts = Noise(seed), {}
+        # Where no seed tells, there is one to choose from, or none is needed.
+        others = self.choices.of_seed(seed or 0)
+        conditioning = Conditioning(
+            others.class_number if row.class_number is None else row.class_number,
+            others.prompt if row.prompt is None else row.prompt,
+            others.negative_prompt if row.negative_prompt is None else row.negative_prompt,
+        )
+        return row_item(name, f"{name} ({self.file.where(number)})", start, seed, conditioning, facts)
+
+    def find(self, name: str) -> int | None:
+        """The number of the row of this name, if it is among these."""
+        number = self.file.find(name)
+        if number is None:
+            return None
+        if isinstance(self.numbers, range):
+            return number if number in self.numbers else None
+        numbers = np.asarray(self.numbers)
+        place = int(np.searchsorted(numbers, number))
+        return number if place < len(numbers) and numbers[place] == number else None
+
+    def without(self, numbers: Sequence[int] | np.ndarray) -> RowItems:
+        """These without the rows ``numbers``."""
+        if not len(numbers):
+            return self
+        return replace(self, numbers=np.setdiff1d(np.asarray(self.numbers, np.int64), numbers))
+
+
+def resolve_rows(file: JobFile, layers: Sequence[Layer]) -> tuple[Run, RowItems]:
+    """The run of a job file, and its items; every row is checked against the model.
+
+    Raises:
+        ConfigError: for settings that cannot work together, and rows that the model cannot make, with file and line.
+        ModelError: for a model that is not there or cannot be sampled from.
+        UsageError: for a latent that cannot be read.
+    """
+    return rows_of(file, resolve(layers, conditions_follow=True))
+
+
+def rows_of(file: JobFile, run: Run, shape: Shape | None = None) -> tuple[Run, RowItems]:
+    """As `resolve_rows`, of a run that was resolved without knowing of the rows.
+
+    ``shape`` (C, H, W) is of a state of a network from outside, where no model tells.
+    """
+    settings, choices = run.config.sampling, Choices.of(run.config)
+    name = "a callable" if run.described is None else run.model.name
+    _check_prompts(file, name, run.described is not None and run.model.takes_text, choices)
+    _check_classes(file, run.described, choices)
+    _check_latents(file, settings.draws_noise, choices)
+    has_latents = file.first("latent") is not None
+    latents = _read_latents(file, name, shape or run.model.state_shape) if has_latents else {}
+    own = settings.model_copy(update=dict.fromkeys(_OF_A_ROW))
+    resolved = replace(run.resolved, config=run.config.model_copy(update={"sampling": own}))
+    classes = bool(choices.classes) or file.first("class") is not None
+    warnings = [*run.warnings, *_nothing_to_lead_away_from(file, settings.guidance_scale)]
+    settled = replace(run, resolved=resolved, of_rows=True, classes_follow=classes, warnings=tuple(warnings))
+    return settled, RowItems(file, range(len(file)), choices, settings.seed, latents)
+
+
+def _nothing_to_lead_away_from(file: JobFile, guidance_scale: float) -> list[str]:
+    number = file.first("negative_prompt")
+    if number is None or guidance_scale != 1:
+        return []
+    return [f"{file.where(number)}: a negative prompt has no effect at a guidance scale of 1, which turns guidance off"]
+
+
+def _check_prompts(file: JobFile, model: str, takes_text: bool, choices: Choices) -> None:
+    """ConfigError for a row without a prompt where the model takes one, and for prompts where it takes none."""
+    if not takes_text:
+        for key in ("prompt", "negative_prompt"):
+            number = file.first(key)
+            if number is not None:
+                raise ConfigError(
+                    f"{file.where(number)}: {key} is for text-to-image models, such as mnist-text; {model} takes no "
+                    "text"
+                )
+        return
+    number = file.first(without=("prompt",))
+    if number is not None and not choices.prompts:
+        raise ConfigError(
+            f"{file.where(number)}: has no prompt, and {model} takes text; give the row one, or with --prompt all "
+            "that have none"
+        )
+
+
+def _check_classes(file: JobFile, model: ModelDescription | None, choices: Choices) -> None:
+    """ConfigError for a class that the model does not have, and for a row without one where it has some.
+
+    Of a network from outside, no model, all rows have one or none has.
+    """
+    named, unnamed = file.first("class"), file.first(without=("class",))
+    if model is not None and model.takes_text:
+        if named is not None:
+            raise ConfigError(f"{file.where(named)}: has a class, and {model.name} takes a prompt, not a class")
+        return
+    if model is not None and model.classes is None:
+        if named is not None:
+            raise ConfigError(f"{file.where(named)}: has a class, and {model.name} is not class-conditional")
+        return
+    wanted = named is not None if model is None else True
+    if wanted and unnamed is not None and not choices.classes:
+        which = "other rows have one" if model is None else f"{model.name} has the classes 0-{(model.classes or 1) - 1}"
+        raise ConfigError(
+            f"{file.where(unnamed)}: has no class, and {which}; give the row one, or with --classes all that have none"
+        )
+    if model is not None and model.classes is not None and file.highest_class is not None:
+        highest = file[file.highest_class].class_number
+        if highest is not None and highest >= model.classes:
+            raise ConfigError(
+                f"{file.where(file.highest_class)}: {model.name} has no class {highest}; it has 0-{model.classes - 1}"
+            )
+
+
+def _check_latents(file: JobFile, draws_noise: bool, choices: Choices) -> None:
+    """ConfigError for a latent without a seed where noise is drawn, or where several conditions are to choose from."""
+    number = file.first("latent", without=("seed",))
+    if number is None:
+        return
+    if draws_noise:
+        raise ConfigError(
+            f"{file.where(number)}: has a latent and no seed, and the noise of each step comes from the seed; give the "
+            "row one, or sample with eta 0"
+        )
+    for key, of_all in (("class", choices.classes), ("prompt", choices.prompts)):
+        number = file.first("latent", without=("seed", key))
+        if number is not None and len(of_all) > 1:
+            raise ConfigError(
+                f"{file.where(number)}: has a latent, no seed and no {key}, and there are several to choose from by "
+                f"the seed; give the row a {key}"
+            )
+
+
+def _read_latents(file: JobFile, model: str, shape: Shape) -> dict[str, tuple[Latent, dict[str, Any]]]:
+    """The latents that rows name, by the paths that name them. Raises UsageError with file and line."""
+    from ddim_cli.outputs.latents import open_latents
+
+    found: dict[str, tuple[Latent, dict[str, Any]]] = {}
+    for number in range(len(file)):
+        name = file[number].latent
+        if name is None or name in found:
+            continue
+        try:
+            opened = open_latents(file.folder / Path(name).expanduser())
+            if len(opened.indices) > 1:
+                raise UsageError(f"{opened.path}: holds {len(opened.indices)} latents, and a row is of one")
+            if opened.shape[-3:] != shape:
+                has, takes = (" x ".join(map(str, s)) for s in (opened.shape[-3:], shape))
+                raise UsageError(f"{opened.path}: is {has} (C x H x W), and {model} takes {takes}")
+            # What a file says of how it came about is not needed any more.
+            latent = Latent(replace(opened, record=None), opened.indices[0])
+            found[name] = latent, latent_facts(latent)
+        except (UsageError, RuntimeError) as error:
+            raise ConfigError(f"{file.where(number)}: {error}") from None
+    return found
