@@ -266,7 +266,7 @@ def rows(facts: Mapping[str, Any]) -> dict[str, Any]:
         "network": facts["class"] + ("" if parts else f", {facts['parameters']:,} parameters"),
         "image": f"{facts['channels']} x {facts['height']} x {facts['width']}",
         "state": f"{' x '.join(map(str, facts['state']))}, latents times {facts['latent_scale']:g}" if parts else None,
-        "prompt": _prompt(facts),
+        "prompt": _prompt_limit(facts),
         "classes": f"0-{facts['classes'] - 1}" if facts["classes"] else None,
         "blocks": "\n".join(f"{'└' if line is facts['blocks'][-1] else '├'} {line}" for line in facts["blocks"]),
         **{part["name"]: _part(part) for part in parts},
@@ -285,7 +285,7 @@ def rows(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if value is not None}
 
 
-def _prompt(facts: Mapping[str, Any]) -> str | None:
+def _prompt_limit(facts: Mapping[str, Any]) -> str | None:
     if facts["prompt_tokens"] is None:
         return None
     # Begin and end take one each.

@@ -9,7 +9,18 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
 def test_there_are_configs():
     names = {path.stem for path in CONFIGS}
-    assert {"default", "smoke", "ddpm", "few_steps", "cifar10", "zero_snr", "paper_cifar10", "sweep", "table1"} <= names
+    assert {
+        "default",
+        "smoke",
+        "ddpm",
+        "few_steps",
+        "cifar10",
+        "zero_snr",
+        "paper_cifar10",
+        "sweep",
+        "table1",
+        "table_text",
+    } <= names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
