@@ -40,6 +40,9 @@ class Condition:
         """One tensor a kind of condition, each with as many rows for every entry of ``wanted``, in its order."""
         return ()
 
+    def prepare(self) -> None:
+        """Load what `of` needs, where it is to stay in memory. Raises ModelError."""
+
     def facts(self, wanted: Conditioning) -> Mapping[str, Any]:
         """What the sidecar's section ``sampling`` says of a picture's condition that only its encoder knows."""
         return {}
@@ -96,6 +99,10 @@ class TextCondition(Condition):
         if tokens.left_out:
             self._on_cut(text, tokens.left_out)
         return self._encoder.encode(text)
+
+    def prepare(self) -> None:
+        if not self._offload:
+            self._encoder.load()
 
     def facts(self, wanted: Conditioning) -> Mapping[str, Any]:
         """The number of tokens of the prompt, of one of the last batch."""

@@ -27,6 +27,9 @@ class Decoder:
         """Pictures float32 [B, C', H', W'] in [-1, 1] -> states float32 [B, C, H, W]."""
         return pictures
 
+    def prepare(self) -> None:
+        """Load what is needed, where it is to stay in memory. Raises ModelError."""
+
     def release(self) -> None:
         """Give back memory that is not needed until the next batch is there."""
 
@@ -49,6 +52,10 @@ class AutoencoderDecoder(Decoder):
             if self._tile and hasattr(self._network, "enable_tiling"):
                 self._network.enable_tiling()
         return self._network
+
+    def prepare(self) -> None:
+        if not self._offload:
+            self._loaded()
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:

@@ -107,6 +107,13 @@ class TextEncoder:
             self._tokenizer = load_tokenizer(self._parts.tokenizer)
         return self._tokenizer
 
+    def load(self) -> CLIPTextModel:
+        """The tokenizer and the network, loaded now if they are not there yet. Raises ModelError."""
+        self._tokens()
+        if self._network is None:
+            self._network = load_text_encoder(self._parts.encoder, self._device)
+        return self._network
+
     def tokenize(self, prompt: str) -> Tokens:
         """As diffusers' pipelines do: cut and padded to the tokenizer's limit."""
         tokenizer = self._tokens()
@@ -122,12 +129,10 @@ class TextEncoder:
         if prompt in self._kept:
             self._kept.move_to_end(prompt)
             return self._kept[prompt].to(self._device)
-        if self._network is None:
-            self._network = load_text_encoder(self._parts.encoder, self._device)
-        tokens = self.tokenize(prompt)
+        network, tokens = self.load(), self.tokenize(prompt)
         masked = bool(self._parts.encoder.config.get("use_attention_mask"))
         mask = tokens.mask.to(self._device) if masked else None
-        embedding = self._network(tokens.ids.to(self._device), attention_mask=mask)[0]
+        embedding = network(tokens.ids.to(self._device), attention_mask=mask)[0]
         # On the host, where there is more room.
         self._kept[prompt] = embedding.cpu()
         while len(self._kept) > KEPT:

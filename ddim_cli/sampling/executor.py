@@ -101,31 +101,32 @@ def execute(
     if anew:
         todo = job.items
         job.folder.check_writable()
-    network = None
+    denoiser = None
     with tf32(job.run.config.runtime.tf32):
         if todo:
             job = job.fitted(reporter)
             reporter.loading(job)
             network, compiled = networks.load(job.use(len(todo)), reporter)
+            job = job.with_compiled(compiled)
+            denoiser = make_denoiser(job, product, network, reporter)
             # Only now: what loading frees is not what steps need again.
             keep_memory()
-            job = job.with_compiled(compiled)
         job.folder.create()
         with product.claimed(job, overwrite, complete=not todo):
             if anew:
                 product.remove(job)
             started, made = time.perf_counter(), 0
-            if network is not None:
+            if denoiser is not None:
                 reporter.started(job, product, len(todo))
                 try:
-                    made = _make(job, product, todo, network, reporter)
+                    made = _make(job, product, todo, denoiser, reporter)
                 finally:
                     reporter.stopped()
             return conclude(job, product, made, time.perf_counter() - started, reporter)
 
 
-def _make(job: Job, product: Product, todo: Sequence[Item], network: SamplingNetwork, reporter: Reporter) -> int:
-    """Make the pictures of ``todo``; how many there are now. On Ctrl-C, what was denoised is still written."""
+def make_denoiser(job: Job, product: Product, network: SamplingNetwork, reporter: Reporter) -> Denoiser:
+    """What makes the pictures of a job, its text encoder and autoencoder loaded too. Raises ModelError."""
     sampler = make_sampler(
         job.run,
         network,
@@ -135,7 +136,12 @@ def _make(job: Job, product: Product, todo: Sequence[Item], network: SamplingNet
         inverts=product.inverts,
         warn=reporter.warn,
     )
-    denoiser = Denoiser(sampler, product.watch, reporter.slower)
+    sampler.prepare()
+    return Denoiser(sampler, product.watch, reporter.slower)
+
+
+def _make(job: Job, product: Product, todo: Sequence[Item], denoiser: Denoiser, reporter: Reporter) -> int:
+    """Make the pictures of ``todo``; how many there are now. On Ctrl-C, what was denoised is still written."""
     made = 0
     with BackgroundWriter(job.folder.path) as writer:
 

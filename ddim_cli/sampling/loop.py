@@ -88,6 +88,11 @@ class Sampler:
         """Whether calls return before they are done: on a GPU, where the step is a graph and a batch is in flight."""
         return self.device.type == "cuda"
 
+    def prepare(self) -> None:
+        """Load what else is needed, where it is to stay: so that it is not counted as time of the first batch."""
+        self.condition.prepare()
+        self.decoder.prepare()
+
     def conditions(self, items: Sequence[Item], rows: int) -> tuple[Tensor, ...]:
         """What the network takes after x and the step, for ``rows`` rows; the last item pads them."""
         wanted = [item.conditioning for item in items]
