@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipelines import make_latent_pipeline, make_text_pipeline
 
-from ddim_cli.config.layers import layers_of
+from ddim_cli.config.layers import layers_of, table_layer
 from ddim_cli.models.decoders import Decoder
 from ddim_cli.models.load import load_sampling_network
 from ddim_cli.sampling.items import SeedItems
@@ -113,3 +113,36 @@ def test_as_latent_diffusion_pipeline(tmp_path, scale):
     # The other scale makes another picture: the codebook tells them apart.
     _, other = ours(tmp_path, 3, sampling={"steps": 5}, model={"latent_scale": 1.0 if scale < 1 else 0.18215})
     assert np.abs(other.astype(int) - pixels).max() > 20
+
+
+@pytest.mark.slow
+def test_stable_diffusion_in_its_full_shape(tmp_path):
+    """The shape of Stable Diffusion 1.5 with random weights, 256x256, two steps: in float32 and in bfloat16."""
+    from ddim_cli.evaluation.architectures import describe_architecture
+    from ddim_cli.evaluation.baselines import diffusers_pipeline
+    from ddim_cli.sampling.host import free_memory
+
+    if (free_memory() or 0) < 14 << 30:
+        pytest.skip("takes 14 GiB of memory")
+    settings = {"prompt": "a horse", "steps": 2, "seeds": "3"}
+    run = resolve(
+        [table_layer({"sampling": settings, "model": {"image_size": [256, 256]}}, "test")],
+        describe=lambda model, _: describe_architecture("sd15", tmp_path, model),
+    )
+    items = SeedItems.of(run.config)
+
+    def ours(dtype):
+        sampler = make_sampler(run, load_sampling_network(run.model, CPU, dtype), CPU, dtype)
+        [picture] = Denoiser(sampler).launch(items, 1).collect()
+        return picture.pixels.astype(int)
+
+    whole = ours(torch.float32)
+    pipeline = diffusers_pipeline(run, CPU, torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(3)
+    call = {"num_inference_steps": 2, "height": 256, "width": 256, "generator": generator, "output_type": "np"}
+    expected = pipeline("a horse", **call).images[0]
+    del pipeline
+    assert np.abs(whole - np.round(expected * 255)).max() <= 1
+    error = np.square((ours(torch.bfloat16) - whole) / 255).mean()
+    assert -10 * np.log10(error) > 30
