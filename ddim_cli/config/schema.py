@@ -280,7 +280,7 @@ class RuntimeSettings(Section):
     )
     offload: bool | Literal["auto"] = Field(
         "auto",
-        description="Keep text encoder and autoencoder off the device while the network runs; auto: if memory is short",
+        description="Free the memory of text encoder and autoencoder while the network runs; auto: where that helps",
     )
     tile: bool = Field(
         False, description="Decode large pictures in tiles, for less memory; where tiles meet, pixels change"

@@ -21,6 +21,8 @@ from ddim_cli.sampling.resolve import Run
 PIXELS_ON_CPU, MOST_ON_CPU, MOST_ON_GPU = 64 * 32 * 32, 64, 512
 # Of a latent model, whose pixels cost more, so many fewer as its network is larger than this.
 PARAMETERS_ON_CPU = 50_000_000
+# A step of a network of so many parameters takes seconds, where a gigabyte is read again in one.
+LARGE_ON_CPU = 200_000_000
 SHARE_OF_MEMORY = 0.5
 
 
@@ -112,11 +114,14 @@ def halve_to_fit(
 def offloads(run: Run, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether text encoder and autoencoder are to leave the memory while the network runs.
 
-    With ``runtime.offload = "auto"`` where all parts together would take more than half of the memory that there is.
+    With ``runtime.offload = "auto"`` where all parts together would take more than half of the memory that there is;
+    on a CPU also where the network is so large that reading them again takes no time beside its steps.
     """
     setting, model = run.config.runtime.offload, run.model
     if setting != "auto" or model.latents is None:
         return setting is True
+    if device.type == "cpu" and model.parameters > LARGE_ON_CPU:
+        return True
     there = free_memory() if device.type == "cpu" else total_memory(device)
     wanted = model.parameters * dtype.itemsize + model.latents.parameters * torch.float32.itemsize
     return there is not None and wanted > SHARE_OF_MEMORY * there
