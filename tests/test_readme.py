@@ -75,6 +75,7 @@ def test_every_file_and_flag_that_is_named_exists():
         "--min-psnr",
         "--diff-dir",
         "--against",
+        "--to-prompt",
         "--clear",
         "--architecture",
         "--batch-sizes",

@@ -25,7 +25,7 @@ def test_the_size_of_an_image_as_a_number_or_as_height_and_width(ddim, tiny_mode
 
 
 def test_list(ddim):
-    assert ddim("inspect", "--list").stdout.split() == ["mnist"]
+    assert ddim("inspect", "--list").stdout.split() == ["mnist", "mnist-text"]
 
 
 def test_a_checkpoint(ddim):

@@ -225,7 +225,7 @@ def test_seeds_of_several_classes_have_none_between_them():
 
     assert Choices.of(config("7")).of_all((3, 8)).class_number == 7
     assert Choices.of(config("0-4")).of_all((3, 8)).class_number == 3
-    with pytest.raises(UsageError, match="the seeds 3 and 8 have 3 and 8, and there is none between"):
+    with pytest.raises(UsageError, match="the seeds 3 and 8 have the classes 3 and 8, and there is none between"):
         Choices.of(config("0-9")).of_all((3, 8))
 
 

@@ -73,9 +73,9 @@ def test_the_network_sees_two_rows_an_image_only_where_there_is_guidance(model, 
     network, seen = load_sampling_network(run.model), []
     whole = network.body
 
-    def counting(x, *rest):
-        seen.append(len(x))
-        return whole(x, *rest)
+    def counting(x, projections, texts):
+        seen.append(len(texts))
+        return whole(x, projections, texts)
 
     monkeypatch.setattr(network, "body", counting)
     sampler = make_sampler(run, network, torch.device("cpu"), torch.float32)
