@@ -62,7 +62,7 @@ class TextCondition(Condition):
 
     ``attend`` makes it of a text's embedding [1, L, D], which is in float32: for our own network the keys and values of
     its cross-attention, so that no step computes them again. Each text is encoded alone: no picture depends on others
-    of its batch. ``on_cut`` is told of a prompt that is too long, and of its end, which has no effect. With ``offload``
+    of its batch. ``on_cut`` is told of a prompt that is too long, and of its end, which has no effect. With ``reclaim``
     the text encoder's memory is free while the network runs.
     """
 
@@ -72,10 +72,10 @@ class TextCondition(Condition):
         attend: Callable[[Tensor], Tensor],
         guided: bool,
         on_cut: Callable[[str, str], None] = lambda prompt, left_out: None,
-        offload: bool = False,
+        reclaim: Callable[[], None] | None = None,
     ):
         self._encoder, self._attend, self._guided = encoder, attend, guided
-        self._on_cut, self._offload = on_cut, offload
+        self._on_cut, self._reclaim = on_cut, reclaim
         self._counts: dict[str, int] = {}
 
     def of(self, wanted: Sequence[Conditioning], device: torch.device) -> tuple[Tensor, ...]:
@@ -86,8 +86,9 @@ class TextCondition(Condition):
         texts = [*negatives, *prompts]
         self._counts = {}
         found = {text: self._attend(self._embedded(text)) for text in dict.fromkeys(texts)}
-        if self._offload:
+        if self._reclaim is not None:
             self._encoder.release()
+            self._reclaim()
         return (torch.cat([found[text] for text in texts]).to(device),)
 
     def _embedded(self, text: str | Blend) -> Tensor:
@@ -101,7 +102,7 @@ class TextCondition(Condition):
         return self._encoder.encode(text)
 
     def prepare(self) -> None:
-        if not self._offload:
+        if self._reclaim is None:
             self._encoder.load()
 
     def facts(self, wanted: Conditioning) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,26 +40,39 @@ class AutoencoderDecoder(Decoder):
 
     States are latents times the model's scale (Rombach et al., arXiv:2112.10752, section G). It takes one image at a
     time: the memory is that of one, and no picture depends on its batch. With ``tile`` it decodes large ones in tiles.
-    With ``offload`` its weights go when a batch is there.
+    With ``reclaim`` its weights go when a batch is there, and that is called to give their memory back.
     """
 
-    def __init__(self, latents: Latents, device: torch.device | str = "cpu", tile: bool = False, offload: bool = False):
-        self._latents, self._device, self._tile, self._offload = latents, device, tile, offload
+    def __init__(
+        self,
+        latents: Latents,
+        device: torch.device | str = "cpu",
+        tile: bool = False,
+        reclaim: Callable[[], None] | None = None,
+    ):
+        self._latents, self._device, self._tile, self._reclaim = latents, device, tile, reclaim
         self._network: AutoencoderKL | VQModel | None = None
 
     def _loaded(self) -> AutoencoderKL | VQModel:
         if self._network is None:
             self._network = load_autoencoder(self._latents, self._device)
+            for module in self._network.modules():
+                if isinstance(module, torch.nn.SiLU):
+                    # What it is given is a norm's own output, at full size a quarter of a gigabyte.
+                    module.inplace = True
             if self._tile and hasattr(self._network, "enable_tiling"):
                 self._network.enable_tiling()
         return self._network
 
     def prepare(self) -> None:
-        if not self._offload:
+        if self._reclaim is None:
             self._loaded()
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
+        if self._reclaim is not None:
+            # What the network's steps leave unused is not in blocks of the size that is needed now.
+            self._reclaim()
         network = self._loaded()
         decoded = [network.decode(each / self._latents.scale, return_dict=False)[0] for each in x.split(1)]
         return torch.cat(decoded).contiguous()
@@ -75,8 +89,9 @@ class AutoencoderDecoder(Decoder):
         return torch.cat(states).contiguous()
 
     def release(self) -> None:
-        if self._offload:
+        if self._reclaim is not None:
             self._network = None
+            self._reclaim()
 
 
 def load_autoencoder(

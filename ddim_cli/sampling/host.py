@@ -7,6 +7,10 @@ import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # mallopt's names for its parameters, and what they are set to: a step's tensors come from the heap, and stay there.
 _MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20}
@@ -32,6 +36,16 @@ def return_memory() -> None:
     """Give what the C allocator keeps unused back to the system, for a measurement to start anew; glibc alone."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def reclaim_memory(device: torch.device) -> None:
+    """Give the system back what is kept unused: of a GPU what torch caches, else what the C allocator does."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    else:
+        return_memory()
 
 
 def free_memory() -> int | None:

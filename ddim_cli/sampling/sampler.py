@@ -17,6 +17,7 @@ from ddim_cli.models.parts import TextParts
 from ddim_cli.models.text import TextEncoder
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.sampling.guidance import with_guidance, with_text_guidance
+from ddim_cli.sampling.host import reclaim_memory
 from ddim_cli.sampling.loop import Pass, Sampler
 from ddim_cli.sampling.network import Network, StepNetwork, as_network, at_steps, with_projections
 from ddim_cli.sampling.precision import offloads
@@ -42,13 +43,13 @@ def make_sampler(
     """
     step = _step_network(run, network)
     latents = run.described.latents if run.described is not None else None
-    offload = latents is not None and offloads(run, device, dtype)
+    reclaim = partial(reclaim_memory, device) if latents is not None and offloads(run, device, dtype) else None
     decoder, condition = Decoder(), _class_condition(run)
     if latents is not None:
-        decoder = AutoencoderDecoder(latents, device, run.config.runtime.tile, offload)
+        decoder = AutoencoderDecoder(latents, device, run.config.runtime.tile, reclaim)
     if latents is not None and latents.text is not None:
         assert isinstance(network, TextNetwork)
-        condition = _text_condition(run, network, latents.text, device, dtype, warn, offload)
+        condition = _text_condition(run, network, latents.text, device, dtype, warn, reclaim)
     state = shape if shape is not None else run.model.state_shape
     return Sampler(
         down=_make_pass(run, SAMPLING, step, device),
@@ -74,7 +75,7 @@ def _text_condition(
     device: torch.device,
     dtype: torch.dtype,
     warn: Callable[[str], None],
-    offload: bool,
+    reclaim: Callable[[], None] | None,
 ) -> TextCondition:
     told: set[str] = set()
 
@@ -91,7 +92,7 @@ def _text_condition(
         return network.attend(text.to(device, dtype))
 
     encoder = TextEncoder(parts, device)
-    return TextCondition(encoder, attend, run.config.sampling.guidance_scale != 1, on_cut, offload)
+    return TextCondition(encoder, attend, run.config.sampling.guidance_scale != 1, on_cut, reclaim)
 
 
 def _make_pass(run: Run, solver: DDIM, step: Callable[[Tensor], StepNetwork], device: torch.device) -> Pass:
