@@ -110,7 +110,12 @@ def execute_ranks(
 
     reporter = reporter or Reporter()
     summary = execute(job, product, reporter, overwrite)
-    if ranks.rank or not summary.left:
+    if ranks.rank:
+        return summary
+    if not summary.left:
+        # The others were quicker.
+        if summary.made:
+            reporter.others_done(len(job.plan), len(job.plan))
         return summary
     reporter.waiting_for_others(job, product)
 

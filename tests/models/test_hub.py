@@ -248,7 +248,12 @@ def fetched(hub):
     return {path.partition("/resolve/")[2].partition("/")[2] for path, asked in downloads(hub) if asked is None}
 
 
-@pytest.mark.parametrize("tokenizer", ["both", "tokenizer.json", "vocab.json"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "tokenizer", ["both", pytest.param("tokenizer.json", marks=SLOW), pytest.param("vocab.json", marks=SLOW)]
+)
 def test_a_text_model_and_only_what_is_needed(run, hub, diffusion, tmp_path, tokenizer):
     words = json.loads((diffusion / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     names = {"tokenizer.json"} if tokenizer == "tokenizer.json" else {"vocab.json", "merges.txt"}
