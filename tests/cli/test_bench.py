@@ -63,6 +63,7 @@ def test_quiet_prints_the_numbers_alone(ddim, tiny_model):
     assert last.startswith("the pictures differ from diffusers' by ")
 
 
+@pytest.mark.slow
 def test_a_stride_that_differs_is_told(ddim, tiny_model):
     command = ("bench", "-m", tiny_model, *QUICK[:-2], "--spacing", "linspace", "--against", "diffusers")
     assert "is not the next timestep of this linspace grid" in ddim(*command).stdout

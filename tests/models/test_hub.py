@@ -89,7 +89,10 @@ def shard(folder):
     whole.unlink()
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=SLOW)])
 def test_a_dry_run_reads_no_weights_and_plans_what_is_run(run, hub, flat, tmp_path, sharded):
     if sharded:
         shard(flat)
@@ -120,6 +123,7 @@ def test_a_dry_run_into_a_folder_reads_no_weights(run, hub):
     assert [asked for path, asked in downloads(hub) if path.endswith(WEIGHTS)] == ["bytes=0-100000"]
 
 
+@SLOW
 def test_shards_of_which_one_is_cached(run, hub, flat, tmp_path):
     shard(flat)
     args = ("sample", "-m", "google/flat", "--dry-run", "--json")
@@ -246,9 +250,6 @@ TEXT = ("sample", "-m", "owner/diffusion", "--prompt", "a")
 
 def fetched(hub):
     return {path.partition("/resolve/")[2].partition("/")[2] for path, asked in downloads(hub) if asked is None}
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
