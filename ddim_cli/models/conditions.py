@@ -95,11 +95,11 @@ class TextCondition(Condition):
         if isinstance(text, Blend):
             first, second = (self._embedded(prompt) for prompt in text.prompts)
             return first.lerp(second, text.weight)
-        tokens = self._encoder.tokenize(text)
+        embedding, tokens = self._encoder.encode(text)
         self._counts[text] = tokens.count
         if tokens.left_out:
             self._on_cut(text, tokens.left_out)
-        return self._encoder.encode(text)
+        return embedding
 
     def prepare(self) -> None:
         if self._reclaim is None:

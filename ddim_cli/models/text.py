@@ -95,7 +95,7 @@ class TextEncoder:
         self._parts, self._device = parts, device
         self._network: CLIPTextModel | None = None
         self._tokenizer: CLIPTokenizer | None = None
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Tensor, Tokens]] = OrderedDict()
 
     @property
     def limit(self) -> int:
@@ -124,20 +124,24 @@ class TextEncoder:
         return Tokens(found.input_ids, found.attention_mask, len(whole) - 2, left_out)
 
     @torch.no_grad()
-    def encode(self, prompt: str) -> Tensor:
-        """The last hidden state, float32 [1, L, D] on the device: of each prompt alone, so none depends on another."""
+    def encode(self, prompt: str) -> tuple[Tensor, Tokens]:
+        """The last hidden state, float32 [1, L, D] on the device, and the tokens that it is of.
+
+        Each prompt is encoded alone, so that none depends on another.
+        """
         if prompt in self._kept:
             self._kept.move_to_end(prompt)
-            return self._kept[prompt].to(self._device)
+            embedding, tokens = self._kept[prompt]
+            return embedding.to(self._device), tokens
         network, tokens = self.load(), self.tokenize(prompt)
         masked = bool(self._parts.encoder.config.get("use_attention_mask"))
         mask = tokens.mask.to(self._device) if masked else None
         embedding = network(tokens.ids.to(self._device), attention_mask=mask)[0]
         # On the host, where there is more room.
-        self._kept[prompt] = embedding.cpu()
+        self._kept[prompt] = embedding.cpu(), tokens
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        return embedding
+        return embedding, tokens
 
     def release(self) -> None:
         """Give back the memory of the weights, which are read again when they are next needed."""
