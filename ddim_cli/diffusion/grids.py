@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
+from ddim_cli.diffusion.rules import check_betas
 from ddim_cli.diffusion.spacings import SPACINGS
 from ddim_cli.errors import ConfigError
 
@@ -58,4 +60,20 @@ def timestep_grid(scheduler: SchedulerSettings, sampling: SamplingSettings) -> l
         )
     if scheduler.timestep_spacing == "leading":
         _check_leading(steps, total, offset)
-    return SPACINGS[scheduler.timestep_spacing].grid(steps, total, offset)
+    return SPACINGS[scheduler.timestep_spacing].grid(steps, total, offset, lambda: _log_snrs(scheduler))
+
+
+def _log_snrs(scheduler: SchedulerSettings) -> list[float]:
+    """Half the log-SNR of each timestep, falling. Raises ConfigError for betas that add no noise."""
+    # Of the grids that go by levels alone: the others need no torch.
+    from ddim_cli.diffusion.betas import make_alpha_bars
+    from ddim_cli.diffusion.levels import half_log_snr
+
+    check_betas(scheduler)
+    levels: list[float] = half_log_snr(make_alpha_bars(scheduler)).tolist()
+    if sum(map(math.isfinite, levels)) < 2:
+        raise ConfigError(
+            'scheduler.timestep_spacing = "logsnr" needs betas that add noise in two timesteps or more; use another '
+            "spacing"
+        )
+    return levels

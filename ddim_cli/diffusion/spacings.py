@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# (steps N, num_train_timesteps T, offset) -> descending timesteps
-Grid = Callable[[int, int, int], list[int]]
+# What log-SNR each of the T timesteps has; asked for by the one spacing that goes by it.
+Levels = Callable[[], Sequence[float]]
+# (steps N, num_train_timesteps T, offset, levels) -> descending timesteps
+Grid = Callable[[int, int, int, Levels], list[int]]
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ def register(about: str, in_diffusers: bool = False) -> Callable[[Grid], Grid]:
 
 
 @register("multiples of T // N, plus steps_offset: 0 is visited, T-1 is not", in_diffusers=True)
-def leading(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]:
+def leading(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
     """Multiples of T // N, plus ``offset`` (arXiv:2305.08891, table 2): 0 is visited, T-1 is not."""
     stride = num_train_timesteps // steps
     return [i * stride + offset for i in reversed(range(steps))]
 
 
 @register("down from T-1 by T / N: T-1 is visited, 0 is not", in_diffusers=True)
-def trailing(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]:
+def trailing(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
     """N timesteps down from T-1 by T / N, rounded half to even (arXiv:2305.08891, table 2)."""
     stride = num_train_timesteps / steps
     # As a sum of one exact difference, which is how numpy.arange and so diffusers break ties.
@@ -49,7 +52,7 @@ def trailing(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]
 
 
 @register("evenly from T-1 to 0, both visited", in_diffusers=True)
-def linspace(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]:
+def linspace(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
     """N evenly spaced timesteps from T-1 to 0, both included, rounded half to even (arXiv:2305.08891, table 2)."""
     if steps == 1:
         return [0]
@@ -58,7 +61,7 @@ def linspace(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]
 
 
 @register("denser near 0 (DDIM, appendix D.2)")
-def quadratic(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]:
+def quadratic(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
     """The integers of linspace(0, sqrt(0.8 T), N)^2 (DDIM, appendix D.2), each once.
 
     From about N = 30 on the formula repeats timestep 0; such a step would change nothing.
@@ -72,6 +75,36 @@ def quadratic(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int
 
 
 @register("range(0, T, T // N), as in the original code; its length can differ from N")
-def uniform(steps: int, num_train_timesteps: int, offset: int = 0) -> list[int]:
+def uniform(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
     """range(0, T, T // N), descending, as the original DDIM code has it; its length can differ from N."""
     return list(reversed(range(0, num_train_timesteps, num_train_timesteps // steps)))
+
+
+@register("evenly in log-SNR from T-1 down, the last step ending at 0; for order 2 and 3")
+def logsnr(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
+    """N steps of equal length in log-SNR from T-1 to 0 (DPM-Solver, arXiv:2206.00927, section 3.4), 0 not among them
+    unless all T are.
+
+    Each is the timestep of the nearest level, and no timestep comes twice: where the levels lie further apart than the
+    steps are long, it is the next one up. A level of no signal, or of no noise, lies infinitely far away: the former
+    is visited first, and the even steps begin after it.
+    """
+    # Ascending, from the noisiest on.
+    found = [math.inf if math.isnan(level) else level for level in reversed(levels())]
+    first = next((i for i, level in enumerate(found) if level > -math.inf), 0)
+    finite = [level for level in found if math.isfinite(level)]
+    even = steps - (first > 0)
+    stride = (finite[-1] - finite[0]) / even if finite and even else 0.0
+    wanted = [0] * (first > 0) + [first + _nearest(finite, finite[0] + i * stride) for i in range(even)]
+    # From the noisiest on, each after the one before it; then, from the other end, each early enough for the rest.
+    for i in range(1, steps):
+        wanted[i] = max(wanted[i], wanted[i - 1] + 1)
+    last = num_train_timesteps - (steps < num_train_timesteps)
+    for i in range(1, steps + 1):
+        wanted[-i] = min(wanted[-i], last - i)
+    return [num_train_timesteps - 1 - i for i in wanted]
+
+
+def _nearest(ascending: Sequence[float], value: float) -> int:
+    above = min(bisect_left(ascending, value), len(ascending) - 1)
+    return above - 1 if above and value - ascending[above - 1] < ascending[above] - value else above

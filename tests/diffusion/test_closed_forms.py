@@ -23,7 +23,7 @@ from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.step import X0Treatment, ddim_step, predict
 
 MU, S = 0.3, 0.5
-SPACINGS = ("leading", "trailing", "linspace", "quadratic", "uniform")
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "uniform", "logsnr")
 NOISES = {
     "eta 0": {"eta": 0.0},
     "eta 0.5": {"eta": 0.5},
