@@ -124,9 +124,9 @@ def _check_coefficients(run: Run) -> None:
     """Raise ConfigError where coefficients cannot be computed; torch is imported only for settings that risk it."""
     scheduler, sampling = run.config.scheduler, run.config.sampling
     if sampling.eta > 1 or scheduler.rescale_betas_zero_snr or scheduler.trained_betas is not None:
-        from ddim_cli.diffusion.coefficients import make_table
+        from ddim_cli.diffusion.solvers import solver_of
 
-        make_table(scheduler, sampling, run.timesteps)
+        solver_of(sampling).table(scheduler, sampling, run.timesteps)
 
 
 @app.command(short_help="Write a commented config to start from.")

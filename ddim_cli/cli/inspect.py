@@ -119,6 +119,7 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "model": _model(record["model"]),
         "weights": record["model"].get("sha256"),
         "steps": _steps(sampling),
+        "order": sampling.get("order"),
         "eta": f"{sampling.get('eta')}" + (", the large variance" if sampling.get("variance") == "large" else ""),
         "guidance": _guidance(sampling),
         "scheduler": "\n".join(

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def _steps(job: Job) -> str:
+    """ "50 steps", "10 steps of order 2"."""
+    order = job.run.config.sampling.order
+    return counted(len(job.run.timesteps), "step") + (f" of order {order}" if order > 1 else "")
+
+
 class RunProgress(Reporter):
     """Shows a run: one bar for all of its images."""
 
@@ -76,7 +82,7 @@ class RunProgress(Reporter):
         done = len(job.items) - todo
         batches = -(-todo // job.batch_size)
         runtime = job.record["runtime"]
-        steps = counted(len(job.run.timesteps), "step") + (" up and as many down" if job.passes == 2 else " each")
+        steps = _steps(job) + (" up and as many down" if job.passes == 2 else " each")
         self._announce(
             f"{self._name(job)}: {counted(todo, 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
             f"{steps}, on {runtime['device']} in {runtime['dtype']}"
@@ -237,7 +243,7 @@ class RanksProgress(RunProgress):
         runtime, ranks = job.record["runtime"], job.shard.count
         self._announce(
             f"{job.run.model.name}: {counted(self._total, 'image')} on {counted(ranks, 'rank')} in batches of "
-            f"{job.batch_size}, {counted(len(job.run.timesteps), 'step')} each, this one on {runtime['device']} in "
+            f"{job.batch_size}, {_steps(job)} each, this one on {runtime['device']} in "
             f"{runtime['dtype']}" + (f"; {counted(self._at_start, 'image')} there already" if self._at_start else "")
         )
 

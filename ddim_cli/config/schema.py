@@ -204,6 +204,12 @@ class SamplingSettings(Section):
     eta: Annotated[float, flag("--eta", metavar="X")] = Field(
         0.0, ge=0, description="Noise of the steps: 0 for DDIM, which is deterministic, 1 for DDPM's"
     )
+    order: Annotated[int, flag("--order", metavar="K")] = Field(
+        1,
+        ge=1,
+        le=3,
+        description="Order of the solver: 1 is DDIM; 2 and 3 use the steps before, and need fewer for the same picture",
+    )
     variance: Variance = Field(
         "ddim", description='Variance of the noise; "large" is the paper\'s sigma-hat, and implies eta 1'
     )

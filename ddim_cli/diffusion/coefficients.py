@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,40 +36,48 @@ class Coefficients(NamedTuple):
     sigma: Tensor
 
 
+# A named tuple with a field a column of a table.
+Columns = TypeVar("Columns", bound=tuple[Any, ...])
+
+
 @dataclass(frozen=True)
-class StepTable:
+class StepTable(Generic[Columns]):
     """Everything about the N steps of a run that does not depend on an image.
 
-    ``timesteps`` int64 [N] and ``values`` [N, 9] lie on the run's device, ``values`` in float32 unless float64 was
-    asked for;
+    ``timesteps`` int64 [N] and ``values`` [N, columns of ``kind``] lie on the run's device, ``values`` in float32
+    unless float64 was asked for;
     ``alpha_bar``, ``prev_alpha_bar`` and ``sigma`` float64 [N] on the host, for tables and plots;
-    ``prev_timesteps`` has -1 where a step ends at the final alpha_bar.
+    ``prev_timesteps`` has -1 where a step ends at the final alpha_bar; ``orders`` is what each step is of.
     """
 
+    kind: Callable[..., Columns]
     timesteps: Tensor
     values: Tensor
     prev_timesteps: tuple[int, ...]
     alpha_bar: Tensor
     prev_alpha_bar: Tensor
     sigma: Tensor
+    orders: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.prev_timesteps)
 
-    def row(self, index: int | Tensor) -> Coefficients:
+    def row(self, index: int | Tensor) -> Columns:
         """Coefficients of step ``index``: an int, or an int64 [1] tensor on the device (no synchronisation)."""
         row = self.values[index] if isinstance(index, int) else self.values.index_select(0, index)[0]
-        return Coefficients(*row.unbind())
+        return self.kind(*row.unbind())
 
-    def reversed(self) -> StepTable:
+    def reversed(self) -> StepTable[Columns]:
         """The same steps in the opposite order."""
         return StepTable(
+            self.kind,
             self.timesteps.flip(0),
             self.values.flip(0),
             self.prev_timesteps[::-1],
             self.alpha_bar.flip(0),
             self.prev_alpha_bar.flip(0),
             self.sigma.flip(0),
+            self.orders[::-1],
         )
 
 
@@ -104,7 +112,9 @@ def large_sigma(alpha_bar: Tensor, prev_alpha_bar: Tensor) -> Tensor:
     return torch.cat([sigma[:-1], torch.zeros_like(sigma[-1:])])
 
 
-def _prediction_weights(prediction: PredictionType, signal: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+def prediction_weights(
+    prediction: PredictionType, signal: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x0 and epsilon as linear combinations of x and the output: (x0_x, x0_out, epsilon_x, epsilon_out)."""
     zero, one = torch.zeros_like(signal), torch.ones_like(signal)
     if prediction == "epsilon":
@@ -118,6 +128,24 @@ def largest_eta(alpha_bar: Tensor, prev_alpha_bar: Tensor) -> float:
     """The largest eta for which 1 - a_prev - sigma^2 is negative in no step."""
     sigma = ddim_sigma(alpha_bar, prev_alpha_bar, 1.0)
     return torch.where(sigma > 0, (1 - prev_alpha_bar).sqrt() / sigma, torch.inf).min().item()
+
+
+def noise_and_direction(alpha_bar: Tensor, prev_alpha_bar: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """sigma and sqrt(1 - a_prev - sigma^2), of which the noise of x_prev is made up (DDIM, eq. 12 and 16).
+
+    Raises:
+        ConfigError: for an eta so far above 1 that 1 - a_prev - sigma^2 would turn negative.
+    """
+    sigma = ddim_sigma(alpha_bar, prev_alpha_bar, eta)
+    remaining = 1 - prev_alpha_bar - sigma.square()
+    # eta = 1 meets zero exactly where a step leaves pure noise, up to rounding.
+    if (remaining < -1e-9).any():
+        most = largest_eta(alpha_bar, prev_alpha_bar)
+        raise ConfigError(
+            f"sampling.eta = {eta} asks for more noise than x_prev may hold (1 - alpha_bar_prev - sigma^2 < 0); "
+            f"on this grid it can be at most {int(most * 1e4) / 1e4:g}"
+        )
+    return sigma, remaining.clamp(min=0).sqrt()
 
 
 def step_coefficients(
@@ -135,17 +163,9 @@ def step_coefficients(
         ConfigError: for an eta so far above 1 that 1 - a_prev - sigma^2 would turn negative.
     """
     signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    sigma_ddim = ddim_sigma(alpha_bar, prev_alpha_bar, eta)
-    remaining = 1 - prev_alpha_bar - sigma_ddim.square()
-    # eta = 1 meets zero exactly where a step leaves pure noise, up to rounding.
-    if (remaining < -1e-9).any():
-        most = largest_eta(alpha_bar, prev_alpha_bar)
-        raise ConfigError(
-            f"sampling.eta = {eta} asks for more noise than x_prev may hold (1 - alpha_bar_prev - sigma^2 < 0); "
-            f"on this grid it can be at most {int(most * 1e4) / 1e4:g}"
-        )
+    sigma_ddim, direction = noise_and_direction(alpha_bar, prev_alpha_bar, eta)
     sigma = large_sigma(alpha_bar, prev_alpha_bar) if variance == "large" else sigma_ddim
-    x0_from_x, x0_from_output, epsilon_from_x, epsilon_from_output = _prediction_weights(prediction, signal, noise)
+    x0_from_x, x0_from_output, epsilon_from_x, epsilon_from_output = prediction_weights(prediction, signal, noise)
     return Coefficients(
         x0_from_x,
         x0_from_output,
@@ -155,9 +175,19 @@ def step_coefficients(
         # Where a_t = 1 nothing is noise; only re-deriving epsilon would use it, which is refused there.
         inverse_noise=torch.where(noise > 0, 1 / noise, 0),
         prev_signal=prev_alpha_bar.sqrt(),
-        direction=remaining.clamp(min=0).sqrt(),
+        direction=direction,
         sigma=sigma,
     )
+
+
+def grid_levels(
+    scheduler: SchedulerSettings, sampling: SamplingSettings, timesteps: Sequence[int]
+) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """The timesteps that the steps of a grid go to, and the alpha_bars that they lead from and to, float64 [N]."""
+    alpha_bars = make_alpha_bars(scheduler)
+    previous = previous_timesteps(timesteps, scheduler, sampling.steps if sampling.timesteps is None else None)
+    levels = torch.cat([alpha_bars, final_alpha_bar(alpha_bars, scheduler.set_alpha_to_one).view(1)])
+    return previous, levels[list(timesteps)], levels[list(previous)]
 
 
 def make_table(
@@ -167,7 +197,7 @@ def make_table(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     inverse: bool = False,
-) -> StepTable:
+) -> StepTable[Coefficients]:
     """The table of a run over ``timesteps`` (see `grids.timestep_grid`), its tensors on ``device``.
 
     ``dtype`` is that of the coefficients: float32, as the sampling loop has it, or float64. An ``inverse`` one is of
@@ -178,10 +208,7 @@ def make_table(
         ConfigError: for combinations that cannot work; see `rules` and `step_coefficients`.
     """
     check_combination(scheduler, sampling, timesteps)
-    alpha_bars = make_alpha_bars(scheduler)
-    previous = previous_timesteps(timesteps, scheduler, sampling.steps if sampling.timesteps is None else None)
-    levels = torch.cat([alpha_bars, final_alpha_bar(alpha_bars, scheduler.set_alpha_to_one).view(1)])
-    alpha_bar, prev_alpha_bar = levels[list(timesteps)], levels[list(previous)]
+    previous, alpha_bar, prev_alpha_bar = grid_levels(scheduler, sampling, timesteps)
     if inverse:
         start = prev_alpha_bar
         columns = step_coefficients(prev_alpha_bar, alpha_bar, scheduler.prediction_type)
@@ -191,18 +218,20 @@ def make_table(
             alpha_bar, prev_alpha_bar, scheduler.prediction_type, sampling.eta, sampling.variance
         )
     values = torch.stack(columns, dim=1).to(dtype)
-    _check_ends(values, start, timesteps, scheduler, sampling, inverse)
+    check_ends(values, start, timesteps, scheduler, sampling, inverse)
     return StepTable(
+        kind=Coefficients,
         timesteps=torch.tensor(timesteps, dtype=torch.int64, device=device),
         values=values.to(device),
         prev_timesteps=previous,
         alpha_bar=alpha_bar,
         prev_alpha_bar=prev_alpha_bar,
         sigma=columns.sigma,
+        orders=(1,) * len(previous),
     )
 
 
-def _check_ends(
+def check_ends(
     values: Tensor,
     start: Tensor,
     timesteps: Sequence[int],

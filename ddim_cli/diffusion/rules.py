@@ -68,3 +68,30 @@ def check_combination(scheduler: SchedulerSettings, sampling: SamplingSettings, 
             f'sampling.variance = "large" implies eta 1, but sampling.eta = {sampling.eta}; '
             "leave eta out, or set it to 1"
         )
+    if sampling.order > 1:
+        _check_order(scheduler, sampling, timesteps)
+
+
+def _check_order(scheduler: SchedulerSettings, sampling: SamplingSettings, timesteps: Sequence[int]) -> None:
+    """Raise ConfigError for what a solver of higher order has no meaning for, or no room."""
+    order = sampling.order
+    if len(timesteps) < order:
+        raise ConfigError(
+            f"sampling.order = {order} needs a grid of {order} steps or more, and this one has {len(timesteps)}; use "
+            f"more steps, or sampling.order = {len(timesteps)}"
+        )
+    if sampling.use_clipped_model_output:
+        raise ConfigError(
+            f"sampling.use_clipped_model_output is for order 1, and sampling.order = {order}: a step of higher order "
+            "uses x0 alone, so epsilon always follows from the clipped x0; leave it out"
+        )
+    if sampling.variance == "large":
+        raise ConfigError(
+            f'sampling.variance = "large" is for order 1, and sampling.order = {order}: no SDE adds that noise; '
+            "use eta 1"
+        )
+    if scheduler.previous_timestep == "diffusers":
+        raise ConfigError(
+            f'scheduler.previous_timestep = "diffusers" is for order 1, and sampling.order = {order}: a step of higher '
+            "order starts where the last one ended; leave it out"
+        )

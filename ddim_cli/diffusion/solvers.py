@@ -4,21 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.coefficients import Coefficients, StepTable, make_table
+from ddim_cli.diffusion.multistep import MultistepCoefficients, make_multistep_table, multistep
 from ddim_cli.diffusion.step import X0Treatment, ddim_step
+
+
+class Solver(Protocol):
+    """A way along the grid: down it, or with ``inverse`` up it, from a picture to its latent (DDIM, section 5.4).
+
+    The way up adds no noise and clips nothing, since clipping has no inverse.
+    """
+
+    @property
+    def inverse(self) -> bool: ...
+
+    def table(
+        self,
+        scheduler: SchedulerSettings,
+        sampling: SamplingSettings,
+        timesteps: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> StepTable[Any]:
+        """The coefficients of all steps, in the sequence in which they run. Raises ConfigError."""
+
+    def state(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Buffers for what a step leaves to the next one, for states of x's shape [B, C, H, W]."""
+
+    def step(
+        self,
+        x: Tensor,
+        output: Tensor,
+        c: Any,
+        treatment: X0Treatment,
+        noise: Tensor | None,
+        state: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor]:
+        """x_t -> (x_prev, x0), float32 [B, C, H, W], by a row of the table; ``state`` is updated in place."""
 
 
 @dataclass(frozen=True)
 class DDIM:
-    """DDIM (arXiv:2010.02502, eq. 12), which needs nothing of the steps before.
-
-    Its ``inverse`` leads up the grid, from a picture to its latent (section 5.4), without clipping, which has none.
-    """
+    """DDIM (arXiv:2010.02502, eq. 12), which needs nothing of the steps before."""
 
     inverse: bool = False
 
@@ -28,17 +61,12 @@ class DDIM:
         sampling: SamplingSettings,
         timesteps: Sequence[int],
         device: torch.device | str = "cpu",
-    ) -> StepTable:
-        """The coefficients of all steps, in the order in which they run. Raises ConfigError."""
-        table = make_table(scheduler, sampling, timesteps, device, inverse=self.inverse)
+        dtype: torch.dtype = torch.float32,
+    ) -> StepTable[Coefficients]:
+        table = make_table(scheduler, sampling, timesteps, device, dtype, self.inverse)
         return table.reversed() if self.inverse else table
 
-    def treatment(self, scheduler: SchedulerSettings, sampling: SamplingSettings) -> X0Treatment:
-        """What is done to a predicted x0."""
-        return X0Treatment() if self.inverse else X0Treatment.of(scheduler, sampling)
-
     def state(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Buffers for what a step leaves to the next one, for states of x's shape [B, C, H, W]."""
         return ()
 
     def step(
@@ -50,8 +78,46 @@ class DDIM:
         noise: Tensor | None,
         state: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
-        """x_t -> (x_prev, x0), float32 [B, C, H, W]; ``state`` is updated in place."""
         return ddim_step(x, output, c, treatment, noise)
 
 
-SAMPLING, INVERSION = DDIM(), DDIM(inverse=True)
+@dataclass(frozen=True)
+class Multistep:
+    """DPM-Solver++ of order 2 or 3, and its SDE form for eta above 0 (arXiv:2211.01095); see `multistep`."""
+
+    order: int
+    inverse: bool = False
+
+    def table(
+        self,
+        scheduler: SchedulerSettings,
+        sampling: SamplingSettings,
+        timesteps: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> StepTable[MultistepCoefficients]:
+        return make_multistep_table(scheduler, sampling, timesteps, device, dtype, self.inverse)
+
+    def state(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(x) for _ in range(self.order - 1))
+
+    def step(
+        self,
+        x: Tensor,
+        output: Tensor,
+        c: MultistepCoefficients,
+        treatment: X0Treatment,
+        noise: Tensor | None,
+        state: tuple[Tensor, ...],
+    ) -> tuple[Tensor, Tensor]:
+        return multistep(x, output, c, treatment, noise, state, self.inverse)
+
+
+def solver_of(sampling: SamplingSettings, inverse: bool = False) -> Solver:
+    """The solver of ``sampling.order``."""
+    return DDIM(inverse) if sampling.order == 1 else Multistep(sampling.order, inverse)
+
+
+def treatment_of(solver: Solver, scheduler: SchedulerSettings, sampling: SamplingSettings) -> X0Treatment:
+    """What is done to a predicted x0: nothing on the way up."""
+    return X0Treatment() if solver.inverse else X0Treatment.of(scheduler, sampling)

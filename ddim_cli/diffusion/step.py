@@ -32,17 +32,24 @@ class X0Treatment:
         clip = scheduler.clip_sample_range if scheduler.clip_sample else None
         return cls(clip=clip, rederive_epsilon=sampling.use_clipped_model_output)
 
+    def apply(self, x0: Tensor) -> Tensor:
+        """The predicted x0, clipped or thresholded; [B, ...]."""
+        if self.threshold is not None:
+            return dynamic_threshold(x0, *self.threshold)
+        return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
 
 def predict(x: Tensor, output: Tensor, c: Coefficients, treatment: X0Treatment) -> tuple[Tensor, Tensor]:
     """x0 and epsilon from x_t and the network's output; all [B, ...] in one dtype."""
-    x0 = c.x0_from_x * x + c.x0_from_output * output
-    if treatment.threshold is not None:
-        x0 = dynamic_threshold(x0, *treatment.threshold)
-    elif treatment.clip is not None:
-        x0 = x0.clamp(-treatment.clip, treatment.clip)
+    x0 = treatment.apply(c.x0_from_x * x + c.x0_from_output * output)
     if treatment.rederive_epsilon:
         return x0, (x - c.signal * x0) * c.inverse_noise
     return x0, c.epsilon_from_x * x + c.epsilon_from_output * output
+
+
+def with_noise(x: Tensor, sigma: Tensor, noise: Tensor | None) -> Tensor:
+    """x + sigma noise, in x's dtype; x itself for None."""
+    return x if noise is None else x + sigma * noise.to(x.dtype)
 
 
 def ddim_step(
@@ -62,4 +69,4 @@ def ddim_step(
     """
     x0, epsilon = predict(x, output.to(x.dtype), c, treatment)
     x_prev = c.prev_signal * x0 + c.direction * epsilon
-    return (x_prev if noise is None else x_prev + c.sigma * noise.to(x.dtype)), x0
+    return with_noise(x_prev, c.sigma, noise), x0

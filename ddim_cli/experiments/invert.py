@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddim_cli.config.layers import Layer, Settings, layers_of
-from ddim_cli.diffusion.solvers import INVERSION
+from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.models.describe import ModelDescription
@@ -87,7 +87,8 @@ class Reconstructions(Product):
         Raises ConfigError for settings that allow no inversion, such as a network that predicts x0 where alpha_bar
         ends at 1.
         """
-        INVERSION.table(job.run.config.scheduler, job.run.config.sampling, job.run.timesteps)
+        config = job.run.config
+        solver_of(config.sampling, inverse=True).table(config.scheduler, config.sampling, job.run.timesteps)
         sheet = sheet_path(job)
         if sheet.exists() and "inverted" not in (strip_inside(sheet) or {}).get("strip", {}):
             raise UsageError(
@@ -300,8 +301,11 @@ def _draw(job: Job, results: Sequence[Reconstruction], sheet: Path) -> None:
         shown = min(model.channels, 3)
         caption = f"original, latent ({shown} of its {model.channels} channels), reconstruction"
     prompt = job.run.config.sampling.prompt
-    about = f"{model.name}, {len(job.run.timesteps)} steps" + (
-        f", {quoted(prompt, 30)}" if isinstance(prompt, str) else ""
+    order = job.run.config.sampling.order
+    about = (
+        f"{model.name}, {len(job.run.timesteps)} steps"
+        + (f" of order {order}" if order > 1 else "")
+        + (f", {quoted(prompt, 30)}" if isinstance(prompt, str) else "")
     )
     rows = []
     for start in range(0, len(results), COLUMNS):

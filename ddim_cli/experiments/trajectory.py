@@ -139,10 +139,12 @@ class Strips(Product):
         if self.gif:
             animation = encode_gif(images, labels, rests=[len(images) - 1])
             write_atomically(path.with_suffix(".gif"), animation, fsync)
-        shown, eta = NAMES[self.selection.show], job.record["sampling"]["eta"]
+        shown, settings = NAMES[self.selection.show], job.run.config.sampling
         prompt = item.conditioning.prompt
         label = f"{item.label}, {quoted(prompt)}" if isinstance(prompt, str) and prompt else item.label
-        caption = f"{label}: {shown} ({job.run.model.name}, {len(self.selection.grid)} steps, eta {eta:g})"
+        order = f" of order {settings.order}" if settings.order > 1 else ""
+        about = f"{job.run.model.name}, {len(self.selection.grid)} steps{order}, eta {settings.eta:g}"
+        caption = f"{label}: {shown} ({about})"
         strip = draw_strip([Row(images, labels)], caption)
         described = describe_strip(
             item_record(job.record, item, picture.known), item.seed, self.selection.facts(), np.asarray(strip)

@@ -44,17 +44,23 @@ def _facts(described: Mapping[str, Any]) -> dict[str, Any]:
     version = described["runtime"].get("versions", {}).get("ddim_cli")
     return {
         "Steps": len(sampling["timesteps"]),
-        "Sampler": "DDIM",
+        "Sampler": _sampler(sampling.get("order", 1), eta or 0),
         "CFG scale": _number(sampling.get("guidance_scale", 1.0)),
         "Seed": described["seed"],
         "Size": f"{image['width']}x{image['height']}",
         "Model hash": sha256[:HASH_DIGITS] if sha256 else None,
         "Model": _model_name(source) if source else None,
-        "Eta DDIM": _number(eta) if eta else None,
+        "Eta DDIM": _number(eta) if eta and "order" not in sampling else None,
+        "Eta": _number(eta) if eta and "order" in sampling else None,
         # Noise is drawn on the CPU on every device.
         "RNG": "CPU" if described["seed"] is not None else None,
         "Version": f"ddim-cli {version}" if version else None,
     }
+
+
+def _sampler(order: int, eta: float) -> str:
+    """The name that those tools have for a solver: DDIM of order 1, DPM-Solver++ in its multistep form else."""
+    return "DDIM" if order == 1 else f"DPM++ {order}M{' SDE' if eta else ''}"
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ddim_cli.diffusion.solvers import SAMPLING
+from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.text import check_installed
@@ -113,7 +113,7 @@ def make_job(
     plan = SeedItems.of(config) if plan is None else plan
     device = choose_device(config.runtime.device)
     dtype = choose_dtype(config.runtime.dtype, device)
-    SAMPLING.table(config.scheduler, config.sampling, run.timesteps)
+    solver_of(config.sampling).table(config.scheduler, config.sampling, run.timesteps)
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
     batch_size = config.sampling.batch_size
     if not pads or batch_size == "auto":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import StepTable
-from ddim_cli.diffusion.solvers import DDIM, SAMPLING
+from ddim_cli.diffusion.solvers import Solver
 from ddim_cli.diffusion.step import X0Treatment
 from ddim_cli.errors import RunError, UsageError, first_line
 from ddim_cli.models.conditions import Condition
@@ -58,9 +58,9 @@ class Pass:
     """
 
     network: StepNetwork
-    table: StepTable
+    table: StepTable[Any]
     treatment: X0Treatment
-    solver: DDIM = SAMPLING
+    solver: Solver
     draws_noise: bool = False
 
 

@@ -19,6 +19,8 @@ _OF_THE_PLAN = {"num_images", "seed", "seeds", "batch_size"}
 _ALWAYS = ("steps", "eta", "timesteps", "variance", "use_clipped_model_output")
 # What has a meaning for latent models alone.
 _OF_LATENTS = {"offload", "tile"}
+# What sidecars of DDIM said nothing of before there was more than one order, and do not now.
+_LATER = {"order"}
 _OF_GUIDANCE = ("guidance_scale", "guidance_rescale")
 
 
@@ -51,7 +53,8 @@ def sampling_record(run: Run) -> dict[str, Any]:
 def config_record(run: Run) -> dict[str, Any]:
     """The resolved config of one picture: enough to make it again, given its seed and the network."""
     pixels = run.described is None or run.described.latents is None
-    left_out: Any = {"sampling": _OF_THE_PLAN, "output": True, **({"runtime": _OF_LATENTS} if pixels else {})}
+    sampling = {*_OF_THE_PLAN, *(_LATER if run.config.sampling.order == 1 else ())}
+    left_out: Any = {"sampling": sampling, "output": True, **({"runtime": _OF_LATENTS} if pixels else {})}
     config = run.config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     if run.described is None:
         # A network from outside was handed over: of [model] only what bears on how it was called is about it.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import StepTable
-from ddim_cli.diffusion.solvers import DDIM, INVERSION, SAMPLING
+from ddim_cli.diffusion.solvers import Solver, solver_of, treatment_of
 from ddim_cli.models.conditions import ClassCondition, Condition, TextCondition
 from ddim_cli.models.decoders import AutoencoderDecoder, Decoder
 from ddim_cli.models.load import SamplingNetwork, TextNetwork
@@ -41,7 +42,7 @@ def make_sampler(
     Raises:
         ConfigError: for a grid whose coefficients cannot be computed.
     """
-    step = _step_network(run, network)
+    step, settings = _step_network(run, network), run.config.sampling
     latents = run.described.latents if run.described is not None else None
     reclaim = partial(reclaim_memory, device) if latents is not None and offloads(run, device, dtype) else None
     decoder, condition = Decoder(), _class_condition(run)
@@ -52,8 +53,8 @@ def make_sampler(
         condition = _text_condition(run, network, latents.text, device, dtype, warn, reclaim)
     state = shape if shape is not None else run.model.state_shape
     return Sampler(
-        down=_make_pass(run, SAMPLING, step, device),
-        up=_make_pass(run, INVERSION, step, device) if inverts else None,
+        down=_make_pass(run, solver_of(settings), step, device),
+        up=_make_pass(run, solver_of(settings, inverse=True), step, device) if inverts else None,
         shape=state,
         picture_shape=run.described.shape if run.described is not None else state,
         device=device,
@@ -95,14 +96,14 @@ def _text_condition(
     return TextCondition(encoder, attend, run.config.sampling.guidance_scale != 1, on_cut, reclaim)
 
 
-def _make_pass(run: Run, solver: DDIM, step: Callable[[Tensor], StepNetwork], device: torch.device) -> Pass:
+def _make_pass(run: Run, solver: Solver, step: Callable[[Tensor], StepNetwork], device: torch.device) -> Pass:
     config = run.config
     table = solver.table(config.scheduler, config.sampling, run.timesteps, device)
     asked = starting_timesteps(run, table) if solver.inverse else table.timesteps
     return Pass(
         network=step(asked),
         table=table,
-        treatment=solver.treatment(config.scheduler, config.sampling),
+        treatment=treatment_of(solver, config.scheduler, config.sampling),
         solver=solver,
         draws_noise=not solver.inverse and config.sampling.draws_noise,
     )
@@ -131,7 +132,7 @@ def _step_network(run: Run, network: SamplingNetwork | Network) -> Callable[[Ten
     return partial(at_steps, network)
 
 
-def starting_timesteps(run: Run, table: StepTable) -> Tensor:
+def starting_timesteps(run: Run, table: StepTable[Any]) -> Tensor:
     """At which timestep each step of an inverse table asks the network: that of the level at which it starts.
 
     So a step up is Euler's step of the ODE (DDIM, eq. 13), as a step down is. A picture without noise is asked about at

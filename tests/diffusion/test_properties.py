@@ -13,9 +13,11 @@ from ddim_cli import DDIMScheduler
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.coefficients import largest_eta, make_inverse_table, make_table
 from ddim_cli.diffusion.grids import timestep_grid
+from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.diffusion.step import X0Treatment, ddim_step
 from ddim_cli.errors import ConfigError
 
+SPACINGS = ("leading", "trailing", "linspace", "quadratic", "uniform", "logsnr")
 BETA = st.floats(0, 1, exclude_max=True, allow_subnormal=False) | st.sampled_from([0.0, 1e-4, 0.02, 0.5])
 TOTAL = st.integers(1, 1200) | st.sampled_from([1, 2, 10, 1000])
 
@@ -40,7 +42,7 @@ def scheduler_settings(draw):
         "thresholding": draw(st.booleans()),
         "dynamic_thresholding_ratio": draw(st.floats(0.01, 1)),
         "sample_max_value": draw(st.floats(1, 100)),
-        "timestep_spacing": draw(st.sampled_from(["leading", "trailing", "linspace", "quadratic", "uniform"])),
+        "timestep_spacing": draw(st.sampled_from(SPACINGS)),
         "steps_offset": draw(st.sampled_from([0, 0, 0, 1, 2, 7])),
         "set_alpha_to_one": draw(st.booleans()),
         "rescale_betas_zero_snr": draw(st.sampled_from([False, False, True])),
@@ -119,6 +121,33 @@ def test_every_setting_has_a_table_or_a_refusal(data):
         assert (sigma.square() <= 1 - table.alpha_bar + 1e-9).all()
     if scheduler.previous_timestep == "grid":
         assert list(table.prev_timesteps) == [*grid[1:], -1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data(), st.sampled_from([2, 3]), st.booleans())
+def test_every_setting_has_a_table_of_higher_order_or_a_refusal(data, order, inverse):
+    """Finite coefficients, at any grid; down it, of one x0 alone a step is exact, with the noise of its level."""
+    scheduler = data.draw(scheduler_settings())
+    sampling = data.draw(sampling_settings(scheduler.num_train_timesteps)).model_copy(update={"order": order})
+    grid = attempt(timestep_grid, scheduler, sampling)
+    solver = solver_of(sampling, inverse)
+    table = grid and attempt(solver.table, scheduler, sampling, grid, dtype=torch.float64)
+    if not table:
+        return
+    assert len(table) == len(grid)
+    assert table.values.isfinite().all()
+    assert all(1 <= each <= order for each in table.orders)
+    assert table.orders[0] == 1
+    assert table.timesteps.tolist() == (grid[::-1] if inverse else grid)
+    if inverse:
+        assert not table.sigma.any()
+        return
+    *_, from_x, now, last, before_last, sigma = table.values.unbind(1)
+    a, prev = table.alpha_bar, table.prev_alpha_bar
+    # Weights of either sign, as large as extrapolation makes them, add up to a number below 1.
+    scale = 1 + now.abs() + last.abs() + before_last.abs()
+    assert ((from_x * a.sqrt() + now + last + before_last - prev.sqrt()).abs() < 1e-6 * scale).all()
+    assert ((from_x.square() * (1 - a) + sigma.square() - (1 - prev)).abs() < 1e-6).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -55,6 +55,22 @@ def test_what_is_not_there_is_left_out():
     assert pairs == {"Steps": "3", "Sampler": "DDIM", "CFG scale": "1", "Size": "64x48", "Eta DDIM": "0.25"}
 
 
+@pytest.mark.parametrize(
+    ("sampling", "name"),
+    [
+        ({}, "DDIM"),
+        ({"order": 2}, "DPM++ 2M"),
+        ({"order": 3}, "DPM++ 3M"),
+        ({"order": 2, "eta": 0.5}, "DPM++ 2M SDE"),
+    ],
+)
+def test_a_solver_has_the_name_that_those_tools_know(sampling, name):
+    pairs = read(parameters_text(described(prompt="a", **sampling)))[2]
+    assert pairs["Sampler"] == name
+    assert pairs.get("Eta") == ("0.5" if "eta" in sampling else None)
+    assert "Eta DDIM" not in pairs
+
+
 def test_signs_between_the_pairs_are_quoted():
     record = described(prompt="x")
     record["model"]["source"] = 'hub/a, "b": c'

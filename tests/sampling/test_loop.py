@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddim_cli import sample
 from ddim_cli.config.layers import merge, table_layer
-from ddim_cli.diffusion.coefficients import make_table
+from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.diffusion.step import X0Treatment, ddim_step
 from ddim_cli.errors import RunError
 from ddim_cli.models.describe import describe_model
@@ -62,26 +62,37 @@ def by_hand(run, network, seeds, classes=None):
     ``network`` is called with the states, the number of the step, and classes where there are some.
     """
     config = run.config
-    table = make_table(config.scheduler, config.sampling, run.timesteps)
+    solver = solver_of(config.sampling)
+    table = solver.table(config.scheduler, config.sampling, run.timesteps)
     treatment = X0Treatment.of(config.scheduler, config.sampling)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw():
         return torch.stack([torch.randn(SHAPE, generator=generator) for generator in generators])
 
-    x = draw()
+    x, before = draw(), []
     for i in range(len(run.timesteps)):
         given = () if classes is None else (torch.tensor([classes[seed % len(classes)] for seed in seeds]),)
         output = network(x, i, *given)
-        x, _ = ddim_step(x, output, table.row(i), treatment, draw() if config.sampling.eta > 0 else None)
+        c, noise = table.row(i), draw() if config.sampling.eta > 0 else None
+        if config.sampling.order == 1:
+            x, _ = ddim_step(x, output, c, treatment, noise)
+            continue
+        before.append(treatment.apply(c.x0_from_x * x + c.x0_from_output * output))
+        x = c.from_x * x + c.from_now * before[-1]
+        for weight, then in zip((c.from_last, c.from_before_last), before[-2::-1], strict=False):
+            x = x + weight * then
+        x = x if noise is None else x + c.sigma * noise
     return x
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @torch.inference_mode()
-def test_the_step_in_place_is_the_same_step(eta, tiny_model):
+def test_the_step_in_place_is_the_same_step(eta, order, tiny_model):
     """What a CUDA graph records, run here without one: static buffers, and the step counted on the device."""
-    run, network, sampler = run_of(tiny_model, eta=eta), network_of(tiny_model), sampler_of(tiny_model, eta=eta)
+    asked = {"eta": eta, "order": order}
+    run, network, sampler = run_of(tiny_model, **asked), network_of(tiny_model), sampler_of(tiny_model, **asked)
     # All at once, as a run does: one by one they are rounded differently.
     projections = network.project(torch.tensor(run.timesteps))
     stepper, done = Stepper(sampler, sampler.down, 3, ()), []
@@ -232,9 +243,10 @@ class FailingCapture(FakeCuda):
             raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
 
 
-def test_on_a_gpu_one_graph_serves_every_step_of_every_batch(tiny_model, monkeypatch):
+@pytest.mark.parametrize("order", [1, 3])
+def test_on_a_gpu_one_graph_serves_every_step_of_every_batch(order, tiny_model, monkeypatch):
     """A batch is in flight while the one before is fetched."""
-    sampler = sampler_of(tiny_model, eta=1.0)
+    sampler = sampler_of(tiny_model, eta=1.0, order=order)
     expected = pictures_of(sampler, range(7), 3)
     cuda, calls = FakeCuda(monkeypatch), []
     launch, collect = Denoiser.launch, loop.Launched.collect
@@ -258,8 +270,9 @@ def inversions(tmp_path, count):
     return items
 
 
-def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(tiny_model, tmp_path, monkeypatch):
-    sampler, items, done = sampler_of(tiny_model, inverts=True), inversions(tmp_path, 3), []
+@pytest.mark.parametrize("order", [1, 2])
+def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(order, tiny_model, tmp_path, monkeypatch):
+    sampler, items, done = sampler_of(tiny_model, inverts=True, order=order), inversions(tmp_path, 3), []
     expected = [p for batch in run_batches(Denoiser(sampler), items, 2, done.append) for p in batch]
     assert done == [*range(1, 13)] * 2
     assert [p.latent.shape for p in expected] == [SHAPE] * 3

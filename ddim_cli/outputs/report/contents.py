@@ -115,6 +115,8 @@ def about(record: Mapping[str, Any] | None) -> str:
     words = [f"{steps} step{'' if steps == 1 else 's'}", f"eta {sampling.get('eta')}"]
     if sampling.get("variance") == "large":
         words[1:] = ["large variance"]
+    if "order" in sampling:
+        words.insert(1, f"order {sampling['order']}")
     if "guidance_scale" in sampling:
         words.append(f"guidance {sampling['guidance_scale']}")
     return ", ".join(words)
@@ -270,6 +272,7 @@ def facts(folder: OutputFolder, pictures: PictureSet) -> list[tuple[str, str]]:
         "model": _text(model.get("source") or model.get("kind")),
         "parameters": f"{parameters:,}" if type(parameters) is int else None,
         "steps": f"{ran} ({asked} asked)" if None not in (asked, ran) and asked != ran else _text(asked),
+        "order": _text(sampling.get("order")),
         "spacing": _text(section(record, "scheduler").get("timestep_spacing")),
         "eta": "large variance" if sampling.get("variance") == "large" else _text(sampling.get("eta")),
         "guidance": _text(sampling.get("guidance_scale")),
