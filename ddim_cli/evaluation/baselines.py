@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 
 from ddim_cli.diffusion.coefficients import previous_timesteps
 from ddim_cli.diffusion.schedules import SCHEDULES
+from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.diffusion.spacings import SPACINGS
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.gauges import NetworkClock
@@ -29,7 +31,7 @@ from ddim_cli.sampling.resolve import Run
 
 if TYPE_CHECKING:
     # Slow to import, and of no use where nothing is compared.
-    from diffusers import DDIMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 # The name of each as --against takes it, and what it is.
 BASELINES = {
@@ -43,6 +45,13 @@ _IN_BFLOAT16 = {
 }
 
 
+# And of order 2 and 3, for which DDIMPipeline has no room.
+_OF_HIGHER_ORDER = {
+    "diffusers": "the loop over UNet and DPMSolverMultistepScheduler of its documentation (DDIMPipeline takes DDIM "
+    "alone), its PNGs saved by Pillow",
+}
+
+
 # Of a latent model; PIPELINE stands for its name.
 _OF_LATENTS = {
     "diffusers": "PIPELINE as its documentation shows it, without its progress bar, its PNGs saved by Pillow",
@@ -50,10 +59,13 @@ _OF_LATENTS = {
 }
 
 
-def describe_baseline(name: str, dtype: torch.dtype, pipeline: str = "DDIMPipeline") -> str:
+def describe_baseline(name: str, dtype: torch.dtype, pipeline: str = "DDIMPipeline", order: int = 1) -> str:
     """What one of `BASELINES` is, in this dtype, where diffusers runs the model by this pipeline."""
     if pipeline != "DDIMPipeline":
-        return _OF_LATENTS[name].replace("PIPELINE", pipeline)
+        with_solver = "" if order == 1 else " with DPMSolverMultistepScheduler"
+        return _OF_LATENTS[name].replace("PIPELINE", f"{pipeline}{with_solver}")
+    if order > 1:
+        return _OF_HIGHER_ORDER.get(name, BASELINES[name])
     return _IN_BFLOAT16.get(name, BASELINES[name]) if dtype == torch.bfloat16 else BASELINES[name]
 
 
@@ -69,6 +81,7 @@ def check_comparable(run: Run, names: Sequence[str], dtype: torch.dtype = torch.
     config, [name, *_] = run.config, names
     schedule, spacing = config.scheduler.beta_schedule, config.scheduler.timestep_spacing
     pipeline, (height, width) = pipeline_name(run.model), run.model.size
+    order, eta = config.sampling.order, config.sampling.eta
     unknown = [
         text
         for text, there in (
@@ -81,7 +94,10 @@ def check_comparable(run: Run, names: Sequence[str], dtype: torch.dtype = torch.
             ("a guidance scale below 1", config.sampling.guidance_scale < 1),
             ("pictures that are not square", pipeline == "LDMPipeline" and height != width),
             # It draws that of the steps from no generator.
-            ("noise of a seed, which eta above 0 needs", pipeline == "LDMPipeline" and config.sampling.eta > 0),
+            ("noise of a seed, which eta above 0 needs", pipeline == "LDMPipeline" and eta > 0),
+            (f"an eta other than 0 and 1 with order {order}", order > 1 and eta not in (0, 1)),
+            # It takes the scheduler's own timesteps, which are others.
+            (f"the timesteps of order {order}", pipeline == "LDMPipeline" and order > 1),
             ("bfloat16", pipeline == "LDMPipeline" and dtype == torch.bfloat16),
         )
         if there
@@ -140,16 +156,30 @@ def diffusers_unet(model: ModelDescription, device: torch.device, dtype: torch.d
     return unet.to(device).eval()
 
 
-def diffusers_scheduler(run: Run) -> DDIMScheduler:
+def diffusers_scheduler(run: Run) -> DDIMScheduler | DPMSolverMultistepScheduler:
     """diffusers' scheduler with the run's settings. Its stride is its own: `previous_timestep` is not among them."""
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-    return DDIMScheduler.from_config(run.config.scheduler.model_dump(mode="json", exclude={"previous_timestep"}))
+    settings, sampling = (
+        run.config.scheduler.model_dump(mode="json", exclude={"previous_timestep"}),
+        run.config.sampling,
+    )
+    if sampling.order == 1:
+        return DDIMScheduler.from_config(settings)
+    known = inspect.signature(DPMSolverMultistepScheduler.__init__).parameters
+    return DPMSolverMultistepScheduler(
+        **{key: value for key, value in settings.items() if key in known},
+        solver_order=sampling.order,
+        algorithm_type="sde-dpmsolver++" if sampling.draws_noise else "dpmsolver++",
+        final_sigmas_type="zero" if settings["set_alpha_to_one"] else "sigma_min",
+    )
 
 
-def stride_note(run: Run) -> str | None:
-    """Where diffusers' scheduler steps to other timesteps than this run: that it does, and what that means."""
+def step_note(run: Run) -> str | None:
+    """Where diffusers' scheduler steps otherwise than this run: what it does, and what that means."""
     settings, sampling = run.config.scheduler, run.config.sampling
+    if sampling.order > 1:
+        return _multistep_note(run)
     theirs = settings.model_copy(update={"previous_timestep": "diffusers"})
     if previous_timesteps(run.timesteps, theirs, sampling.steps) == previous_timesteps(
         run.timesteps, settings, sampling.steps
@@ -161,6 +191,25 @@ def stride_note(run: Run) -> str | None:
         "grid (its issues 9261, 11347 and 12633), so its pictures differ; ours do the same with "
         "--set scheduler.previous_timestep=diffusers"
     )
+
+
+def _multistep_note(run: Run) -> str | None:
+    settings, sampling = run.config.scheduler, run.config.sampling
+    orders = solver_of(sampling).table(settings, sampling, run.timesteps).orders
+    reasons = [
+        text
+        for text, holds in (
+            ("does not clip x0, as ours does not with --no-clip-sample", settings.clip_sample),
+            ("weights the second difference of order 3 by half", sampling.order == 3),
+            # But for the ends, which it lowers as well.
+            ("takes no step of lower order where one is long", 1 in orders[1:-1]),
+            ("begins zero terminal SNR at an alpha_bar of 2^-24", settings.rescale_betas_zero_snr),
+        )
+        if holds
+    ]
+    if not reasons:
+        return None
+    return f"diffusers' DPMSolverMultistepScheduler {', and '.join(reasons)}, so its pictures differ"
 
 
 class Contestant(ABC):
@@ -227,14 +276,14 @@ class Diffusers(Baseline):
 
 
 class DiffusersLoop(Baseline):
-    """``A`` in bfloat16, of which DDIMPipeline cannot make pictures: the loop that diffusers' documentation shows."""
+    """``A`` where DDIMPipeline makes no pictures, in bfloat16 and of order 2 and 3: the loop of its documentation."""
 
     def __init__(self, run: Run, device: torch.device, dtype: torch.dtype):
         self._settings, self._device, self._dtype = run.config.sampling, device, dtype
         self._unet = self._prepared(diffusers_unet(run.model, device, dtype))
         self._watch(self._unet, device)
         self._scheduler = diffusers_scheduler(run)
-        self._shape = run.model.shape
+        self._shape, self._timesteps = run.model.shape, list(run.timesteps)
 
     def _prepared(self, unet: Any) -> Any:
         return unet
@@ -245,8 +294,9 @@ class DiffusersLoop(Baseline):
     def _step(
         self, output: torch.Tensor, t: torch.Tensor, x: torch.Tensor, generators: list[torch.Generator]
     ) -> torch.Tensor:
-        settings = self._settings
-        options = {"eta": settings.eta, "use_clipped_model_output": settings.use_clipped_model_output}
+        settings, options = self._settings, dict[str, Any]()
+        if settings.order == 1:
+            options = {"eta": settings.eta, "use_clipped_model_output": settings.use_clipped_model_output}
         return self._scheduler.step(output, t, x, generator=generators, **options).prev_sample
 
     def _denoise(self, generators: list[torch.Generator]) -> np.ndarray:
@@ -259,7 +309,10 @@ class DiffusersLoop(Baseline):
 
     @torch.no_grad()
     def images(self, generators: list[torch.Generator]) -> list[Image.Image]:
-        self._scheduler.set_timesteps(self._settings.steps)
+        if self._settings.order == 1:
+            self._scheduler.set_timesteps(self._settings.steps)
+        else:
+            self._scheduler.set_timesteps(timesteps=self._timesteps)
         return [to_image(pixels) for pixels in self._denoise(generators)]
 
 
@@ -304,6 +357,8 @@ class LatentPipeline(Baseline):
         if not self._run.model.takes_text:
             return self._pipeline(batch_size=count, **common).images
         height, width = self._run.model.size
+        if settings.order > 1:
+            common = {**common, "num_inference_steps": None, "timesteps": list(self._run.timesteps)}
         return self._pipeline(
             prompt=[settings.prompt] * count,
             negative_prompt=[settings.negative_prompt or ""] * count,
@@ -324,4 +379,5 @@ def make_baseline(name: str, run: Run, device: torch.device, dtype: torch.dtype)
         return LatentPipeline(run, device, dtype, name == "diffusers+")
     if name == "diffusers+":
         return DiffusersPlus(run, device, dtype)
-    return (DiffusersLoop if dtype == torch.bfloat16 else Diffusers)(run, device, dtype)
+    loops = dtype == torch.bfloat16 or run.config.sampling.order > 1
+    return (DiffusersLoop if loops else Diffusers)(run, device, dtype)

@@ -33,7 +33,7 @@ from ddim_cli.evaluation.baselines import (
     describe_baseline,
     make_baseline,
     pipeline_name,
-    stride_note,
+    step_note,
 )
 from ddim_cli.evaluation.gauges import (
     NetworkClock,
@@ -190,9 +190,10 @@ class Bench:
             "network_time": "summed over its calls" if job.device.type == "cpu" else "measured alone",
             "flops_per_image_and_step": cost,
             "against": {
-                name: describe_baseline(name, job.dtype, pipeline_name(job.run.model)) for name in benchmark.against
+                name: describe_baseline(name, job.dtype, pipeline_name(job.run.model), job.run.config.sampling.order)
+                for name in benchmark.against
             },
-            "stride": stride_note(job.run) if benchmark.against else None,
+            "stride": step_note(job.run) if benchmark.against else None,
             "results": results,
             "psnr": [result.pop("psnr") for result in results][-1],
         }

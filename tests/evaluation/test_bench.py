@@ -23,7 +23,7 @@ from ddim_cli.evaluation.baselines import (
     describe_baseline,
     make_baseline,
     pipeline_name,
-    stride_note,
+    step_note,
 )
 from ddim_cli.evaluation.bench import Bench, Benchmark, Ours, largest_difference, psnr, ratio, speeds
 from ddim_cli.evaluation.gauges import NetworkClock, PeakMemory, matrix_peak, network_alone, seconds_on_cuda, spread
@@ -38,9 +38,10 @@ from ddim_cli.sampling.resolve import resolve
 CPU = torch.device("cpu")
 
 
-def run_of(model, batch_size=3, **sampling):
+def run_of(model, batch_size=3, scheduler=None, **sampling):
     settings = {"steps": 4, "batch_size": batch_size, "num_images": batch_size, **sampling}
     table = {"model": {"source": str(model)}, "sampling": settings, "runtime": {"device": "cpu", "dtype": "float32"}}
+    table["scheduler"] = scheduler or {}
     return resolve([table_layer(table, "test")])
 
 
@@ -200,6 +201,34 @@ def test_all_contestants_make_the_same_pictures(name, eta, tiny_model, tmp_path,
             assert np.array_equal(np.asarray(Image.open(folder / f"{seed:06d}.png")), pixels)
 
 
+@pytest.mark.parametrize(("eta", "order"), [(0.0, 2), (1.0, 2)])
+@pytest.mark.parametrize("name", ["diffusers", "diffusers+"])
+def test_contestants_of_order_2_make_the_same_pictures(name, eta, order, tiny_model, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
+    run = run_of(tiny_model, eta=eta, order=order, scheduler={"clip_sample": False, "timestep_spacing": "trailing"})
+    ours = pictures_of(Ours(make_job(run)), range(5, 11), 3)
+    theirs = pictures_of(make_baseline(name, run, CPU, torch.float32), range(5, 11), 3)
+    assert largest_difference(ours, theirs) <= 1
+    of_order_1 = run_of(tiny_model, eta=eta, scheduler={"clip_sample": False, "timestep_spacing": "trailing"})
+    assert largest_difference(pictures_of(Ours(make_job(of_order_1)), range(5, 11), 3), theirs) > 1
+    assert step_note(run) is None
+    assert "DPMSolverMultistepScheduler" in describe_baseline("diffusers", torch.float32, order=order)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampling", "says"),
+    [
+        ({"clip_sample": True}, {}, "does not clip x0, as ours does not with --no-clip-sample"),
+        ({}, {"order": 3}, "weights the second difference of order 3 by half"),
+        ({"timestep_spacing": "leading"}, {"steps": 10}, "takes no step of lower order where one is long"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}, {}, "at an alpha_bar of 2^-24"),
+    ],
+)
+def test_what_diffusers_does_otherwise_of_order_2_is_told(scheduler, sampling, says, tiny_model):
+    keys = {"clip_sample": False, "timestep_spacing": "trailing", **scheduler}
+    assert says in step_note(run_of(tiny_model, scheduler=keys, **{"order": 2, **sampling}))
+
+
 def test_the_baseline_in_bfloat16_is_the_pipeline_step_by_step(tiny_model, tmp_path):
     """DDIMPipeline cannot make pictures in bfloat16; what takes its place makes the same ones where both can."""
     run = run_of(tiny_model, eta=0.5)
@@ -225,7 +254,7 @@ def test_the_stride_of_diffusers_is_told(spacing, steps, differs, tiny_model):
             "sampling": {"steps": steps},
             "scheduler": {"timestep_spacing": spacing, "previous_timestep": stride},
         }
-        note = stride_note(resolve([table_layer(table, "test")]))
+        note = step_note(resolve([table_layer(table, "test")]))
         assert (note is not None) == (differs and stride == "grid")
         if note is not None:
             assert f"from t to t - {1000 // steps}, " in note
@@ -417,6 +446,7 @@ def test_out_of_memory_names_the_batch_size(where, fails, tiny_model, tmp_path, 
         ({"beta_schedule": "sigmoid"}, {}, "sigmoid"),
         ({}, {"timesteps": [999, 500, 0]}, "list of timesteps"),
         ({}, {"variance": "large"}, "large"),
+        ({}, {"order": 2, "eta": 0.5}, "an eta other than 0 and 1 with order 2"),
     ],
 )
 def test_what_diffusers_does_not_have_is_refused(scheduler, sampling, word, tiny_model, tmp_path):
@@ -468,15 +498,21 @@ def test_nothing_is_infinite(measured):
     assert all(map(math.isfinite, numbers(measured[0])))
 
 
+# No step of it is more than twice as long as the one before, but the last.
+TRAILING = {"scheduler": {"timestep_spacing": "trailing"}}
+
+
 def text_run(model, **sampling):
     return run_of(model, prompt="a seven", **sampling)
 
 
-@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize(("guidance", "noise"), [(7.5, {"eta": 0.5}), (1.0, {"eta": 0.5}), (7.5, {"order": 2, **TRAILING})])
 @pytest.mark.parametrize("name", ["diffusers", "diffusers+"])
-def test_a_text_models_contestants_make_the_same_pictures(name, guidance, tiny_text_model, tmp_path, monkeypatch):
+def test_a_text_models_contestants_make_the_same_pictures(
+    name, guidance, noise, tiny_text_model, tmp_path, monkeypatch
+):
     monkeypatch.setattr(torch, "compile", lambda network, **options: network)
-    run = text_run(tiny_text_model, eta=0.5, guidance_scale=guidance, negative_prompt="thin")
+    run = text_run(tiny_text_model, guidance_scale=guidance, negative_prompt="thin", **noise)
     ours = pictures_of(Ours(make_job(run)), range(3), 2)
     other = make_baseline(name, run, CPU, torch.float32)
     assert type(other._pipeline).__name__ == pipeline_name(run.model) == "StableDiffusionPipeline"
@@ -524,6 +560,7 @@ def test_a_text_model_is_measured(tiny_text_model, tmp_path):
         ("tiny_text_model", {"use_clipped_model_output": True}, "use_clipped_model_output"),
         ("tiny_latent_model", {}, "LDMPipeline does not have bfloat16"),
         ("tiny_latent_model", {"eta": 0.5}, "LDMPipeline does not have noise of a seed"),
+        ("tiny_latent_model", {"order": 2}, "LDMPipeline does not have the timesteps of order 2"),
     ],
 )
 def test_what_pipelines_of_latent_models_do_not_have(fixture, sampling, word, request, tmp_path):
