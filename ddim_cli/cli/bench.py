@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ddim_cli.cli import console
-from ddim_cli.cli.options import OUTPUT, Json, Layers, OnlyNumbers, OverwriteFile, Verbose, option, with_settings
+from ddim_cli.cli.options import (
+    OF_INVERSION,
+    OUTPUT,
+    Json,
+    Layers,
+    OnlyNumbers,
+    OverwriteFile,
+    Verbose,
+    option,
+    with_settings,
+)
 from ddim_cli.cli.panels import counted
 from ddim_cli.cli.progress import RunProgress, showing_progress, stages
 
@@ -22,7 +32,7 @@ MOST_BATCH = 65536
 
 
 @console.handles_errors
-@with_settings(without=("num_images", "seeds", "batch_size", *OUTPUT))
+@with_settings(without=("num_images", "seeds", "batch_size", *OF_INVERSION, *OUTPUT))
 def bench(
     layers: Layers,
     architecture: Annotated[

@@ -191,8 +191,11 @@ def _inverted(inverted: Any) -> str | None:
 
 
 def _error(inversion: Any) -> str | None:
-    error = inversion.get("error") if isinstance(inversion, dict) else None
-    return f"{error:.6f} (mean squared, pictures in [0, 1])" if isinstance(error, (int, float)) else None
+    error, residual = (inversion.get(key) if isinstance(inversion, dict) else None for key in ("error", "residual"))
+    if not isinstance(error, (int, float)):
+        return None
+    moved = f"; the last iterations moved a state by {residual:.2g} at most" if isinstance(residual, float) else ""
+    return f"{error:.6f} (mean squared, pictures in [0, 1]){moved}"
 
 
 def _latent(record: Mapping[str, Any], unchanged: bool | None) -> str | None:

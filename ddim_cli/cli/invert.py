@@ -43,6 +43,8 @@ def invert(
     \b
     ddim invert picture.png
     ddim invert outputs/smoke --steps 100 -o inverted
+    ddim invert picture.png --refine 3           so that what comes back is the picture
+    ddim invert picture.png --order 2
     ddim sample --latents inverted -o resampled
     ddim invert picture.png -m MODEL --prompt "what it shows"
     """
@@ -72,6 +74,15 @@ def invert(
         console.print_json(as_json(result, outcome[2], len(run.timesteps), turned_off))
     elif not options.quiet:
         show_inverted(outcome[2], result)
+
+
+def _residual(result: Inverted) -> str | None:
+    """The largest residual, and whose it is where there are several."""
+    known = [(r.residual, r.input.path.name) for r in result.reconstructions if r.residual is not None]
+    if not known:
+        return None
+    residual, name = max(known)
+    return f"{residual:.2g}" + (f" ({name})" if len(known) > 1 else "")
 
 
 def say_turned_off(turned_off: dict[str, str]) -> None:
@@ -114,6 +125,7 @@ def as_json(result: Inverted, summary: Summary, steps: int, turned_off: dict[str
                 "latent": str(r.latent),
                 "reconstruction": str(r.picture),
                 "error": r.error,
+                **({} if r.residual is None else {"residual": r.residual}),
             }
             for r in result.reconstructions
         ],
@@ -133,6 +145,7 @@ def show_inverted(summary: Summary, result: Inverted) -> None:
         "inverted",
         # Not "error", the paper's word: on a line of its own it would read as a failure.
         squared_difference="\n".join(lines) or None,
+        largest_residual=_residual(result),
         mean_of_all=f"{result.mean_error:.6f}" if len(result.reconstructions) > 1 else None,
         folder=result.folder,
         side_by_side=result.sheet,

@@ -73,6 +73,7 @@ SETTINGS = tuple(_FLAGS)
 SEEDS = ("num_images", "seed", "seeds")
 OF_A_FOLDER = ("grid", "subdirs")
 OF_A_PICTURE = ("parameters",)
+OF_INVERSION = ("refine",)
 OUTPUT = tuple(parameter for parameter, (key, _) in _FLAGS.items() if key.startswith("output."))
 
 ConfigFiles = Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from ddim_cli.cli import console, panels
 from ddim_cli.cli.jobs import Outcome, run_job, show_done
-from ddim_cli.cli.options import Layers, RunOptions, option, with_settings
+from ddim_cli.cli.options import OF_INVERSION, Layers, RunOptions, option, with_settings
 from ddim_cli.cli.show import check_show, show_pictures
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @console.handles_errors
-@with_settings(runs=True)
+@with_settings(without=OF_INVERSION, runs=True)
 def sample(
     layers: Layers,
     options: RunOptions,

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.options import Extractor, ExtractorInput, Inception, Layers, RunOptions, option, with_settings
+from ddim_cli.cli.options import (
+    OF_INVERSION,
+    Extractor,
+    ExtractorInput,
+    Inception,
+    Layers,
+    RunOptions,
+    option,
+    with_settings,
+)
 from ddim_cli.cli.progress import SweepProgress, showing_progress
 from ddim_cli.outputs.figures import distance_text
 
@@ -15,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @console.handles_errors
-@with_settings(runs=True)
+@with_settings(without=OF_INVERSION, runs=True)
 def sweep(
     layers: Layers,
     options: RunOptions,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from ddim_cli.cli import console
 from ddim_cli.cli.jobs import counts_as_json, run_job, show_done
-from ddim_cli.cli.options import OF_A_FOLDER, OF_A_PICTURE, Gif, Layers, RunOptions, option, with_settings
+from ddim_cli.cli.options import OF_A_FOLDER, OF_A_PICTURE, OF_INVERSION, Gif, Layers, RunOptions, option, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.experiments.trajectory import Strips
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @console.handles_errors
-@with_settings(without=(*OF_A_FOLDER, *OF_A_PICTURE), runs=True)
+@with_settings(without=(*OF_A_FOLDER, *OF_A_PICTURE, *OF_INVERSION), runs=True)
 def trajectory(
     layers: Layers,
     options: RunOptions,

@@ -210,6 +210,12 @@ class SamplingSettings(Section):
         le=3,
         description="Order of the solver: 1 is DDIM; 2 and 3 use the steps before, and need fewer for the same picture",
     )
+    refine: Annotated[int, flag("--refine", metavar="K")] = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Fixed-point iterations for each step up of an inversion, so that the step down undoes it",
+    )
     variance: Variance = Field(
         "ddim", description='Variance of the noise; "large" is the paper\'s sigma-hat, and implies eta 1'
     )

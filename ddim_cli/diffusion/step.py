@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
@@ -50,6 +51,29 @@ def predict(x: Tensor, output: Tensor, c: Coefficients, treatment: X0Treatment) 
 def with_noise(x: Tensor, sigma: Tensor, noise: Tensor | None) -> Tensor:
     """x + sigma noise, in x's dtype; x itself for None."""
     return x if noise is None else x + sigma * noise.to(x.dtype)
+
+
+def undone(x_prev: Tensor, x: Tensor, output: Tensor, c: Coefficients) -> Tensor:
+    """The x_t from which a step without noise leads to x_prev, taking from ``x`` what the network says there.
+
+    The x_t sought is the fixed point of the map from ``x`` to this, and the map contracts where steps are short (Pan
+    et al., arXiv:2309.04907; Garibi et al., arXiv:2403.14602). Epsilon is taken from ``x``; where there is less than a
+    tenth as much signal as noise, x0 is in its place, since at alpha_bar 0 every ``x`` would be its own epsilon.
+
+    Args:
+        x_prev: the state that the step down is to lead to, [B, ...] in float32 or float64.
+        x: what x_t is taken for, [B, ...] in the same dtype.
+        output: the network's output at ``x`` and t, [B, ...].
+        c: the coefficients of the step down, of eta 0.
+
+    Returns:
+        x_t, [B, ...].
+    """
+    x0, epsilon = predict(x, output.to(x.dtype), c, X0Treatment())
+    noise = 1 / c.inverse_noise
+    by_epsilon = c.signal / c.prev_signal * (x_prev - c.direction * epsilon) + noise * epsilon
+    by_x0 = c.signal * x0 + noise / c.direction * (x_prev - c.prev_signal * x0)
+    return torch.where(10 * c.signal < noise, by_x0, by_epsilon)
 
 
 def ddim_step(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddim_cli.config.layers import Layer, Settings, layers_of
 from ddim_cli.diffusion.solvers import solver_of
-from ddim_cli.errors import UsageError
+from ddim_cli.errors import ConfigError, UsageError
 from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.outputs.atomic import write_atomically
@@ -45,7 +45,11 @@ WHY_ETA_0 = (
 NEVER = ("scheduler.clip_sample", "scheduler.thresholding", "sampling.use_clipped_model_output")
 GUIDED = (
     "inversion with guidance drifts: a step up is guided at another state than the step down that is to undo it, and "
-    "reconstructions are further from their pictures; --guidance-scale 1 turns it off"
+    "reconstructions are further from their pictures; --refine 5 brings them back, --guidance-scale 1 turns it off"
+)
+REFINED = (
+    "sampling.refine is for order 1: it undoes single steps, and a step of higher order depends on those before; leave "
+    "one of the two out"
 )
 # Of the picture that shows what came of it.
 MOST_SHOWN, COLUMNS = 16, 8
@@ -56,12 +60,17 @@ DEVIATIONS = 3.0
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One picture and what came of it; ``error`` is that of `reconstruction_error`."""
+    """One picture and what came of it; ``error`` is that of `reconstruction_error`.
+
+    ``residual`` is by how much the last iteration moved a state, of an inversion with ``refine``: the root mean square
+    of its values, in the step in which that was most.
+    """
 
     input: Input
     latent: Path
     picture: Path
     error: float
+    residual: float | None = None
 
 
 def reconstruction_error(x0: Tensor, x: Tensor) -> float:
@@ -137,7 +146,8 @@ class Reconstructions(Product):
         write_atomically(path, encode_latent(latent, described), job.folder.fsync)
         error = reconstruction_error(item.start.state(job.run.model.shape), picture.x0)
         beside = {"file": path.name, "sha256": described["latent"]["sha256"]}
-        self.save_pair(job, picture, inversion={"error": float(f"{error:.6g}"), "latent": beside})
+        residual = {} if picture.residual is None else {"residual": float(f"{picture.residual:.6g}")}
+        self.save_pair(job, picture, inversion={"error": float(f"{error:.6g}"), **residual, "latent": beside})
 
     def files(self, job: Job, item: Item) -> list[Path]:
         return [job.folder.picture(item.name), latent_path(job, item)]
@@ -200,8 +210,10 @@ def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
     if on:
         run = resolve([*layers, Layer(off, dict.fromkeys(off, "invert"))])
     check_deterministic(run, WHY_ETA_0)
+    if run.config.sampling.refine and run.config.sampling.order > 1:
+        raise ConfigError(REFINED)
     Choices.of(run.config).of_all()
-    if run.config.sampling.guidance_scale != 1:
+    if run.config.sampling.guidance_scale != 1 and not run.config.sampling.refine:
         run = replace(run, warnings=(*run.warnings, GUIDED))
     return run, on
 
@@ -265,8 +277,10 @@ def reconstructions(job: Job, inputs: Sequence[Input], items: Sequence[Item]) ->
     results = []
     for picture, item in zip(inputs, items, strict=True):
         path = job.folder.picture(item.name)
-        _, error = _told_of(read_json(path.with_suffix(".json")) or {}) or ("", float("nan"))
-        results.append(Reconstruction(picture, latent_path(job, item), path, error))
+        sidecar = read_json(path.with_suffix(".json")) or {}
+        _, error = _told_of(sidecar) or ("", float("nan"))
+        residual = sidecar.get("inversion", {}).get("residual")
+        results.append(Reconstruction(picture, latent_path(job, item), path, error, residual))
     return results
 
 
@@ -301,10 +315,11 @@ def _draw(job: Job, results: Sequence[Reconstruction], sheet: Path) -> None:
         shown = min(model.channels, 3)
         caption = f"original, latent ({shown} of its {model.channels} channels), reconstruction"
     prompt = job.run.config.sampling.prompt
-    order = job.run.config.sampling.order
+    settings = job.run.config.sampling
     about = (
         f"{model.name}, {len(job.run.timesteps)} steps"
-        + (f" of order {order}" if order > 1 else "")
+        + (f" of order {settings.order}" if settings.order > 1 else "")
+        + (f", {settings.refine} iterations each" if settings.refine else "")
         + (f", {quoted(prompt, 30)}" if isinstance(prompt, str) else "")
     )
     rows = []

@@ -59,7 +59,9 @@ class Job:
 
     def use(self, images: int) -> Use:
         """What its network is wanted for, to make so many images."""
-        calls = self.passes * -(-images // self.batch_size) * len(self.run.timesteps)
+        # On the way up each step asks once more an iteration.
+        a_step = self.passes + (self.run.config.sampling.refine if self.passes > 1 else 0)
+        calls = a_step * -(-images // self.batch_size) * len(self.run.timesteps)
         return Use(self.target, self.run.config.runtime.compile, calls)
 
     def fitted(self, reporter: Reporter) -> Job:

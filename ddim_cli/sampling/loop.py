@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_cli.diffusion.coefficients import StepTable
+from ddim_cli.diffusion.coefficients import Coefficients, StepTable
 from ddim_cli.diffusion.solvers import Solver
-from ddim_cli.diffusion.step import X0Treatment
+from ddim_cli.diffusion.step import X0Treatment, undone
 from ddim_cli.errors import RunError, UsageError, first_line
 from ddim_cli.models.conditions import Condition
 from ddim_cli.models.decoders import Decoder
@@ -51,6 +51,18 @@ Watch = Callable[[Sequence[Item], Decoder], Observer]
 
 
 @dataclass(frozen=True)
+class Refinement:
+    """``count`` iterations of `undone` a step up. ``network`` and ``table`` are of the steps down that are to undo it.
+
+    Both are in the order of the way up.
+    """
+
+    network: StepNetwork
+    table: StepTable[Coefficients]
+    count: int
+
+
+@dataclass(frozen=True)
 class Pass:
     """One way along the grid: down it, from a latent to a picture, or up it (inversion).
 
@@ -62,6 +74,7 @@ class Pass:
     treatment: X0Treatment
     solver: Solver
     draws_noise: bool = False
+    refinement: Refinement | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,8 @@ class Picture(NamedTuple):
 
     ``pixels`` uint8 [H, W, C]; ``x0``, the same before it was rounded, float32 [C, H, W] in about [-1, 1], and
     ``latent``, the state an inversion came to, where the sampler keeps them; ``batch_size`` the rows that the network
-    saw; ``seen`` what an observer says of it; ``known`` what the encoder of its condition says of that.
+    saw; ``seen`` what an observer says of it; ``known`` what the encoder of its condition says of that; ``residual``
+    that of `Stepper`, of an inversion that was refined.
     """
 
     item: Item
@@ -119,6 +133,7 @@ class Picture(NamedTuple):
     batch_size: int
     seen: Any = None
     known: Mapping[str, Any] = {}
+    residual: float | None = None
 
 
 def captured(
@@ -153,7 +168,8 @@ class Stepper:
 
     So one CUDA graph of it serves every step of every batch: its kernels are launched at once, and nothing between
     two steps waits for the host. ``x`` and, where somebody watches, ``x0``, float32 [B, C, H, W], hold the results of
-    the last step.
+    the last step. Of a pass with a refinement ``residual``, float32 [B], is by how much its last iteration moved each
+    state, the root mean square of its values, in the step in which that was most.
     """
 
     def __init__(self, sampler: Sampler, of: Pass, rows: int, condition: tuple[Tensor, ...], watched: bool = True):
@@ -165,6 +181,7 @@ class Stepper:
         self._noise = torch.zeros_like(self.x) if of.draws_noise else None
         self._condition = condition
         self._state = of.solver.state(self.x)
+        self.residual = torch.zeros(rows, device=device)
         self._run: Callable[[], None] = self._step
 
     def __len__(self) -> int:
@@ -176,10 +193,30 @@ class Stepper:
             raise UsageError(f"the network gives {list(output.shape)} for an input of {list(self.x.shape)}")
         row = self._pass.table.row(self._i)
         x, x0 = self._pass.solver.step(self.x, output, row, self._pass.treatment, self._noise, self._state)
+        if self._pass.refinement is not None:
+            x = self._refined(x, self._pass.refinement)
         self.x.copy_(x)
         if self.x0 is not self.x:
             self.x0.copy_(x0)
         self._i.add_(1)
+
+    def _refined(self, x: Tensor, refinement: Refinement) -> Tensor:
+        """The state ``x`` to which a step up came, nearer to the one from which the step down leads back.
+
+        Each state is iterated for as long as it moves less than the time before; from then on it stays.
+        """
+        row = refinement.table.row(self._i)
+        moved, last = x.new_full((len(x),), torch.inf), torch.zeros_like(self.residual)
+        for _ in range(refinement.count):
+            following = undone(self.x, x, refinement.network(x.to(self._dtype), self._i, *self._condition), row)
+            distance = (following - x).square().flatten(1).mean(1).sqrt()
+            nearer = distance < moved
+            x = torch.where(nearer.view(-1, 1, 1, 1), following, x)
+            last = torch.where(nearer, distance, last)
+            # Nothing is less than 0: a state that has once moved further stays.
+            moved = torch.where(nearer, distance, 0)
+        self.residual.copy_(torch.maximum(self.residual, last))
+        return x
 
     def capture(self) -> Stepper:
         """Run as a CUDA graph from here on. Raises RuntimeError where the step cannot be captured."""
@@ -190,7 +227,7 @@ class Stepper:
         """Start a batch at the states ``x``."""
         self.x.copy_(x)
         self._i.zero_()
-        for buffer in self._state:
+        for buffer in (self.residual, *self._state):
             buffer.zero_()
         for buffer, value in zip(self._condition, condition, strict=True):
             buffer.copy_(value)
@@ -281,6 +318,7 @@ class Launched:
     pixels: Tensor
     x0: Tensor | None
     latent: Tensor | None
+    residual: Tensor | None
     observer: Observer | None
     known: Sequence[Mapping[str, Any]]
     copied: torch.cuda.Event | None
@@ -305,6 +343,7 @@ class Launched:
                 self.rows,
                 None if self.observer is None else self.observer.seen(i),
                 self.known[i],
+                None if self.residual is None else self.residual[i].item(),
             )
             for i, item in enumerate(self.items)
         ]
@@ -360,7 +399,7 @@ class Denoiser:
         """Sample ``items`` as one batch of ``rows`` rows. Raises UsageError for an item whose start cannot be read."""
         started, sampler = time.perf_counter(), self.sampler
         observer = self._watch(items, sampler.decoder) if self._watch is not None else None
-        x, latent = self._run(items, rows, on_step, observer)
+        x, latent, residual = self._run(items, rows, on_step, observer)
         x = x[: len(items)]
         finite, decoded = to_host(x.isfinite().flatten(1).all(1)), sampler.decoder.decode(x)
         pixels, x0 = to_host(to_uint8(decoded)), to_host(decoded) if sampler.keeps_x0 else None
@@ -370,7 +409,7 @@ class Denoiser:
         if x.device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(x.device))
-        return Launched(self, items, rows, started, finite, pixels, x0, latent, observer, known, copied)
+        return Launched(self, items, rows, started, finite, pixels, x0, latent, residual, observer, known, copied)
 
     def _run(
         self,
@@ -379,19 +418,22 @@ class Denoiser:
         on_step: OnStep,
         observer: Observer | None,
         up_observer: Observer | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The final states of a batch, and the latents of its inversion."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The final states of a batch, and the latents of its inversion with their residuals."""
         sampler, done = self.sampler, 0
         if sampler.runs_ahead:
             on_step = Pace(sampler.device, on_step)
         condition, noise = sampler.conditions(items, rows), sampler.noise(items, rows)
-        x, latent = noise.initial(), None
+        x, latent, residual = noise.initial(), None, None
         if sampler.up is not None and isinstance(items[0].start, Inversion):
-            x = denoise(self._stepper(sampler.up, rows, condition), x, condition, noise, on_step, up_observer)
+            up = self._stepper(sampler.up, rows, condition)
+            x = denoise(up, x, condition, noise, on_step, up_observer)
+            residual = to_host(up.residual[: len(items)]) if sampler.up.refinement is not None else None
             latent = to_host(x[: len(items)]) if sampler.keeps_x0 else None
             done = len(sampler.up.table)
         down = self._stepper(sampler.down, rows, condition)
-        return denoise(down, x, condition, noise, lambda steps: on_step(done + steps), observer), latent
+        x = denoise(down, x, condition, noise, lambda steps: on_step(done + steps), observer)
+        return x, latent, residual
 
     def explain_not_finite(self, item: Item, rows: int) -> RunError:
         """Run one item again, looking at every step, to name the first whose result is NaN or infinite."""

@@ -19,8 +19,8 @@ _OF_THE_PLAN = {"num_images", "seed", "seeds", "batch_size"}
 _ALWAYS = ("steps", "eta", "timesteps", "variance", "use_clipped_model_output")
 # What has a meaning for latent models alone.
 _OF_LATENTS = {"offload", "tile"}
-# What sidecars of DDIM said nothing of before there was more than one order, and do not now.
-_LATER = {"order"}
+# Settings that came later: a record has them where they are not their defaults, so that those of before stay the same.
+_LATER = {"order", "refine"}
 _OF_GUIDANCE = ("guidance_scale", "guidance_rescale")
 
 
@@ -52,8 +52,9 @@ def sampling_record(run: Run) -> dict[str, Any]:
 
 def config_record(run: Run) -> dict[str, Any]:
     """The resolved config of one picture: enough to make it again, given its seed and the network."""
-    pixels = run.described is None or run.described.latents is None
-    sampling = {*_OF_THE_PLAN, *(_LATER if run.config.sampling.order == 1 else ())}
+    settings, pixels = run.config.sampling, run.described is None or run.described.latents is None
+    defaults = {key for key in _LATER if getattr(settings, key) == SamplingSettings.model_fields[key].default}
+    sampling = _OF_THE_PLAN | defaults
     left_out: Any = {"sampling": sampling, "output": True, **({"runtime": _OF_LATENTS} if pixels else {})}
     config = run.config.model_dump(mode="json", exclude=left_out, exclude_none=True)
     if run.described is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_cli.diffusion.coefficients import StepTable
+from ddim_cli.diffusion.coefficients import StepTable, make_table
 from ddim_cli.diffusion.solvers import Solver, solver_of, treatment_of
 from ddim_cli.models.conditions import ClassCondition, Condition, TextCondition
 from ddim_cli.models.decoders import AutoencoderDecoder, Decoder
@@ -19,7 +19,7 @@ from ddim_cli.models.text import TextEncoder
 from ddim_cli.outputs.figures import shortened
 from ddim_cli.sampling.guidance import with_guidance, with_text_guidance
 from ddim_cli.sampling.host import reclaim_memory
-from ddim_cli.sampling.loop import Pass, Sampler
+from ddim_cli.sampling.loop import Pass, Refinement, Sampler
 from ddim_cli.sampling.network import Network, StepNetwork, as_network, at_steps, with_projections
 from ddim_cli.sampling.precision import offloads
 from ddim_cli.sampling.resolve import Run
@@ -103,10 +103,18 @@ def _make_pass(run: Run, solver: Solver, step: Callable[[Tensor], StepNetwork], 
     return Pass(
         network=step(asked),
         table=table,
+        refinement=_refinement(run, step, device) if solver.inverse and config.sampling.refine else None,
         treatment=treatment_of(solver, config.scheduler, config.sampling),
         solver=solver,
         draws_noise=not solver.inverse and config.sampling.draws_noise,
     )
+
+
+def _refinement(run: Run, step: Callable[[Tensor], StepNetwork], device: torch.device) -> Refinement:
+    """What undoes the steps down: their network, asked where they start, and their table."""
+    config = run.config
+    down = make_table(config.scheduler, config.sampling, run.timesteps, device).reversed()
+    return Refinement(step(down.timesteps), down, config.sampling.refine)
 
 
 def _step_network(run: Run, network: SamplingNetwork | Network) -> Callable[[Tensor], StepNetwork]:

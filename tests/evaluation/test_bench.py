@@ -506,7 +506,9 @@ def text_run(model, **sampling):
     return run_of(model, prompt="a seven", **sampling)
 
 
-@pytest.mark.parametrize(("guidance", "noise"), [(7.5, {"eta": 0.5}), (1.0, {"eta": 0.5}), (7.5, {"order": 2, **TRAILING})])
+@pytest.mark.parametrize(
+    ("guidance", "noise"), [(7.5, {"eta": 0.5}), (1.0, {"eta": 0.5}), (7.5, {"order": 2, **TRAILING})]
+)
 @pytest.mark.parametrize("name", ["diffusers", "diffusers+"])
 def test_a_text_models_contestants_make_the_same_pictures(
     name, guidance, noise, tiny_text_model, tmp_path, monkeypatch

@@ -65,9 +65,9 @@ class Gaussian:
         return math.sqrt(1 - a) * (x - math.sqrt(a) * MU) / (a * S**2 + 1 - a)
 
 
-def there_and_back(x0, steps, **scheduler):
+def there_and_back(x0, steps, refine=0, **scheduler):
     """(latent, what comes back, alpha_bar of the latent's level, timesteps up, timesteps down, the grid)."""
-    values = {"sampling": {"steps": steps}, "scheduler": {"clip_sample": True, **scheduler}}
+    values = {"sampling": {"steps": steps, "refine": refine}, "scheduler": {"clip_sample": True, **scheduler}}
     run = settle(merge([table_layer(values, "test")]))
     network = Gaussian(run)
     sampler = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE, inverts=True)
@@ -80,6 +80,9 @@ def there_and_back(x0, steps, **scheduler):
     pictures = Denoiser(sampler).launch(items, len(items)).collect()
     latent, x = (torch.stack([getattr(p, name) for p in pictures]) for name in ("latent", "x0"))
     asked, steps = network.asked, len(run.timesteps)
+    if refine:
+        assert all(p.residual > 0 for p in pictures)
+        asked = [t for i in range(steps) for t in asked[i * (1 + refine) : i * (1 + refine) + 1]] + asked[-steps:]
     return latent, x, network.alpha_bar[run.timesteps[0]].item(), asked[:steps], asked[steps:], list(run.timesteps)
 
 
@@ -117,6 +120,56 @@ def test_as_many_steps_up_as_down_on_the_same_grid(spacing):
     assert down == grid
     assert len(up) == len(down)
     assert up == [0, *reversed(grid[1:])]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace", "quadratic"])
+def test_refined_steps_are_undone_by_the_steps_down(spacing):
+    """In ten steps: each iteration brings what comes back nearer, and ten of them to it, up to float32."""
+    x0, errors = some_data(), []
+    for refine in (0, 1, 3, 10, 20):
+        _, x, _, up, down, grid = there_and_back(x0, 10, refine, timestep_spacing=spacing)
+        assert (up, down) == ([0, *reversed(grid[1:])], grid)
+        errors.append((x - x0).abs().max().item())
+    assert all(after < before / 2 for before, after in pairwise(errors[:4])), errors
+    assert errors[-1] < 1e-5, errors
+
+
+def refined(values, network, x0):
+    """The pictures of an inversion with these settings, whose start is ``x0``."""
+    run = settle(merge([table_layer(values, "test")]))
+    sampler = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE, inverts=True)
+    return Denoiser(sampler).launch([Item("a.recon", "", Given(x0))], 1).collect()
+
+
+def test_a_state_that_moves_further_stays_where_it_was():
+    """A network so steep that iterations run away: one is taken, as good as any, and what is told is that one's."""
+
+    def steep(x, timesteps):
+        return 30 * torch.sin(20 * x)
+
+    scheduler = {"clip_sample": False, "timestep_spacing": "trailing"}
+    for refine in (1, 50):
+        values = {"sampling": {"steps": 5, "refine": refine}, "scheduler": scheduler}
+        [picture] = refined(values, steep, torch.full(SHAPE, 0.3))
+        assert picture.latent.isfinite().all()
+        assert 0 < picture.residual < 1000
+
+
+def test_at_a_level_of_no_signal_it_is_x0_that_is_iterated():
+    """There x_t is nothing but epsilon, and every x_t would be its own: only what x0 it leads to tells them apart."""
+    scheduler = {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+
+    def network(x, timesteps):
+        # x0 = tanh(x) / 2 + 0.1 at alpha_bar 0, where v = -x0, and about that below.
+        return -torch.tanh(x) / 2 - 0.1
+
+    errors = []
+    for refine in (0, 30):
+        values = {"sampling": {"steps": 4, "refine": refine}, "scheduler": {**scheduler, "clip_sample": False}}
+        x0 = torch.tensor([[[0.4, -0.2], [0.1, 0.0]]])
+        [picture] = refined(values, network, x0)
+        errors.append((picture.x0 - x0).abs().max().item())
+    assert errors[1] < 1e-4 < errors[0]
 
 
 def test_diffusers_stride_is_gone_back_by_its_own_levels():
@@ -183,6 +236,33 @@ def test_the_error_goes_on_falling(ddim):
     errors = [error_of(ddim, steps, range(4)) for steps in (50, 100, 200)]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 3 * errors[-1]
+
+
+def test_refined_inversions_of_digits_return(ddim, tmp_path):
+    """In 20 steps, with three iterations each, to a quarter of the error or less."""
+    plain = error_of(ddim, 20, (2, 3))
+    result = ddim("invert", DIGITS / "2.png", DIGITS / "3.png", "--steps", 20, "--refine", 3, "-o", "r", "--json")
+    found = json.loads(result.stdout)
+    assert found["mean_error"] < plain / 4
+    for picture in found["pictures"]:
+        sidecar = json.loads(Path(picture["reconstruction"]).with_suffix(".json").read_text())
+        assert sidecar["inversion"]["residual"] == picture["residual"]
+        assert 0 < picture["residual"] < 0.1
+        assert sidecar["sampling"]["refine"] == sidecar["config"]["sampling"]["refine"] == 3
+    assert "iterations" in ddim("inspect", "r/2.recon.png").stdout
+    # Another number of iterations leads to another latent.
+    assert ddim("invert", DIGITS / "2.png", "--steps", 20, "--refine", 2, "-o", "r").exit_code == 2
+
+
+@pytest.mark.slow
+def test_refined_inversions_in_more_steps_and_with_guidance(ddim):
+    plain = error_of(ddim, 50, range(8))
+    args = ("invert", DIGITS, "--steps", 50, "--json")
+    found = json.loads(ddim(*args, "--refine", 3, "-o", "r").stdout)
+    assert found["mean_error"] < plain / 10
+    guided = (*args, "-m", "mnist-text", "--prompt", "a seven", "--guidance-scale", 2)
+    errors = [json.loads(ddim(*guided, "--refine", k, "-o", f"g{k}").stdout)["mean_error"] for k in (0, 3)]
+    assert errors[1] < errors[0] / 10
 
 
 def test_what_is_said_in_the_end_reads_as_no_failure(ddim, tiny_model, pictures):
@@ -297,6 +377,7 @@ def test_other_settings_and_other_pictures_are_refused_and_replaced(ddim, tiny_m
         (["pictures/sub/a.jpg"], "would both become a.recon.png"),
         (["--prediction-type", "sample"], "set scheduler.set_alpha_to_one = false"),
         (["--clip-sample"], "No such option"),
+        (["--order", "2", "--refine", "1"], "sampling.refine is for order 1: it undoes single steps"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(ddim, tiny_model, pictures, tmp_path, args, text):

@@ -36,6 +36,8 @@ COMMANDS = {
     "invert": (("invert", *(DIGITS / f"{i}.png" for i in range(3))), 3, "inverted.png", "1.recon.json"),
     "invert of order 2": (("invert", *(DIGITS / f"{i}.png" for i in range(3)), "--order", 2), 3, "inverted.png",
                           "1.recon.json"),
+    "invert refined": (("invert", *(DIGITS / f"{i}.png" for i in range(3)), "--refine", 2), 3, "inverted.png",
+                       "1.recon.json"),
     "invert text": (("invert", "-m", TEXT, "--prompt", "a", *(DIGITS / f"{i}.png" for i in range(3))), 3,
                     "inverted.png", "1.recon.json"),
 }  # fmt: skip

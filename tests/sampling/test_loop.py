@@ -270,9 +270,9 @@ def inversions(tmp_path, count):
     return items
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(order, tiny_model, tmp_path, monkeypatch):
-    sampler, items, done = sampler_of(tiny_model, inverts=True, order=order), inversions(tmp_path, 3), []
+@pytest.mark.parametrize("asked", [{}, {"order": 2}, {"refine": 2}], ids=str)
+def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(asked, tiny_model, tmp_path, monkeypatch):
+    sampler, items, done = sampler_of(tiny_model, inverts=True, **asked), inversions(tmp_path, 3), []
     expected = [p for batch in run_batches(Denoiser(sampler), items, 2, done.append) for p in batch]
     assert done == [*range(1, 13)] * 2
     assert [p.latent.shape for p in expected] == [SHAPE] * 3
@@ -281,6 +281,8 @@ def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(order, tiny
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.latent, b.latent)
         assert torch.equal(a.x0, b.x0)
+        assert a.residual == b.residual
+        assert (a.residual is not None) == ("refine" in asked)
     assert [graph.replays for graph in cuda.graphs] == [6 * 2] * 2
     assert paced == [*range(1, 13 - STEPS_AHEAD)] * 2
 
