@@ -245,8 +245,7 @@ def notes(measured: Mapping[str, Any]) -> list[str]:
     in_float32 = f" in float32 ({machine['dtype']} is emulated)" if machine["emulated"] else ""
     lines = [
         f"{model['source']} ({model['parameters']:,} parameters, {model['channels']} x {model['height']} x "
-        f"{model['width']}), {counted(len(measured['sampling']['timesteps']), 'step')}, {machine['dtype']}"
-        + (", compiled" if first["compiled"] else ""),
+        f"{model['width']}), {_steps(measured)}, {machine['dtype']}" + (", compiled" if first["compiled"] else ""),
         f"{machine['device_name']} ({machine['device']}, {counted(machine['threads'], 'thread')}), torch "
         f"{machine['versions']['torch']}, diffusers {machine['versions']['diffusers']}",
         f"timed: {measured['timed']}; {counted(measured['repeats'], 'round')} of "
@@ -257,6 +256,14 @@ def notes(measured: Mapping[str, Any]) -> list[str]:
         *(f"{name}: {text}" for name, text in measured["against"].items()),
     ]
     return [*lines, measured["stride"]] if measured["stride"] else lines
+
+
+def _steps(measured: Mapping[str, Any]) -> str:
+    """ "50 steps", "10 steps of order 2"."""
+    sampling = measured["sampling"]
+    return counted(len(sampling["timesteps"]), "step") + (
+        f" of order {sampling['order']}" if "order" in sampling else ""
+    )
 
 
 def pictures(measured: Mapping[str, Any]) -> list[str]:
@@ -313,7 +320,6 @@ def draw(to: NamedFile, measured: Mapping[str, Any]) -> None:
     for name, results in contestants.items():
         rates = [result["images_per_second"] for result in results]
         curves.append(SpeedCurve(name, sizes, *([rate[key] for rate in rates] for key in ("median", "min", "max"))))
-    steps = counted(len(measured["sampling"]["timesteps"]), "step")
-    title = f"{measured['model']['source']}: {steps}, {machine['dtype']}"
+    title = f"{measured['model']['source']}: {_steps(measured)}, {machine['dtype']}"
     to.write(draw_speeds(curves, title, f"{machine['device_name']}; {measured['timed']}"))
     console.say(f"wrote {to}")

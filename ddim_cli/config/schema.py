@@ -204,11 +204,11 @@ class SamplingSettings(Section):
     eta: Annotated[float, flag("--eta", metavar="X")] = Field(
         0.0, ge=0, description="Noise of the steps: 0 for DDIM, which is deterministic, 1 for DDPM's"
     )
-    order: Annotated[int, flag("--order", metavar="K")] = Field(
+    order: Annotated[int, flag("--order", metavar="1|2|3")] = Field(
         1,
         ge=1,
         le=3,
-        description="Order of the solver: 1 is DDIM; 2 and 3 use the steps before, and need fewer for the same picture",
+        description="Order of the solver: 1 is DDIM; 2 and 3 use the steps before, and need fewer for much the same",
     )
     refine: Annotated[int, flag("--refine", metavar="K")] = Field(
         0,

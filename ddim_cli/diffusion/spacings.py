@@ -80,10 +80,12 @@ def uniform(steps: int, num_train_timesteps: int, offset: int = 0, levels: Level
     return list(reversed(range(0, num_train_timesteps, num_train_timesteps // steps)))
 
 
-@register("evenly in log-SNR from T-1 down, the last step ending at 0; for order 2 and 3")
+@register("evenly in log-SNR from T-1 down to one step above 0; for order 2 and 3")
 def logsnr(steps: int, num_train_timesteps: int, offset: int = 0, levels: Levels = tuple) -> list[int]:
-    """N steps of equal length in log-SNR from T-1 to 0 (DPM-Solver, arXiv:2206.00927, section 3.4), 0 not among them
-    unless all T are.
+    """N timesteps evenly in log-SNR from T-1 down (DPM-Solver, arXiv:2206.00927, section 3.4), one step more being 0.
+
+    0 itself is not among them, unless all T are: with ``set_alpha_to_one`` the last step goes to alpha_bar 1, else to
+    its level.
 
     Each is the timestep of the nearest level, and no timestep comes twice: where the levels lie further apart than the
     steps are long, it is the next one up. A level of no signal, or of no noise, lies infinitely far away: the former

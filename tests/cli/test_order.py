@@ -60,8 +60,7 @@ def test_another_order_is_another_folder(ddim, tmp_path):
     assert len(folders) == 3
     sample(ddim, "--order", 2)
     refused = sample(ddim, "--order", 3, code=2)
-    assert "sampling.order" in refused.stderr
-    assert "was made with 2" in refused.stderr or "2" in refused.stderr
+    assert "made with sampling.order = 2" in refused.stderr
 
 
 def test_orders_are_an_axis_of_a_sweep(ddim, tmp_path):
