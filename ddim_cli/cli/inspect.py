@@ -120,6 +120,7 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "weights": record["model"].get("sha256"),
         "steps": _steps(sampling),
         "order": sampling.get("order"),
+        "iterations a step up": sampling.get("refine"),
         "eta": f"{sampling.get('eta')}" + (", the large variance" if sampling.get("variance") == "large" else ""),
         "guidance": _guidance(sampling),
         "scheduler": "\n".join(

@@ -82,7 +82,9 @@ class RunProgress(Reporter):
         done = len(job.items) - todo
         batches = -(-todo // job.batch_size)
         runtime = job.record["runtime"]
-        steps = _steps(job) + (" up and as many down" if job.passes == 2 else " each")
+        refine = job.run.config.sampling.refine
+        up = f" up, with {counted(refine, 'iteration')} each," if refine else " up"
+        steps = _steps(job) + (f"{up} and as many down" if job.passes == 2 else " each")
         self._announce(
             f"{self._name(job)}: {counted(todo, 'image')} in {counted(batches, 'batch')} of {job.batch_size}, "
             f"{steps}, on {runtime['device']} in {runtime['dtype']}"

@@ -154,6 +154,8 @@ def _layer(table: Mapping[str, Any], origin: str) -> Layer:
     for key in values:
         if key.startswith("output."):
             raise ConfigError(f"{origin}: {key} is the same for the whole sweep; set it in [output]")
+        if key == "sampling.refine":
+            raise ConfigError(f"{origin}: {key} is for ddim invert, and changes no picture of a sweep")
     layer = Layer(values, dict.fromkeys(values, origin))
     validate_layer(layer)
     return layer

@@ -80,6 +80,11 @@ def _check_order(scheduler: SchedulerSettings, sampling: SamplingSettings, times
             f"sampling.order = {order} needs a grid of {order} steps or more, and this one has {len(timesteps)}; use "
             f"more steps, or sampling.order = {len(timesteps)}"
         )
+    if sampling.refine:
+        raise ConfigError(
+            f"sampling.refine is for order 1, and sampling.order = {order}: it undoes single steps, and a step of "
+            "higher order depends on those before; set sampling.refine = 0, or sampling.order = 1"
+        )
     if sampling.use_clipped_model_output:
         raise ConfigError(
             f"sampling.use_clipped_model_output is for order 1, and sampling.order = {order}: a step of higher order "

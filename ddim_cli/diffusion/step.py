@@ -57,8 +57,9 @@ def undone(x_prev: Tensor, x: Tensor, output: Tensor, c: Coefficients) -> Tensor
     """The x_t from which a step without noise leads to x_prev, taking from ``x`` what the network says there.
 
     The x_t sought is the fixed point of the map from ``x`` to this, and the map contracts where steps are short (Pan
-    et al., arXiv:2309.04907; Garibi et al., arXiv:2403.14602). Epsilon is taken from ``x``; where there is less than a
-    tenth as much signal as noise, x0 is in its place, since at alpha_bar 0 every ``x`` would be its own epsilon.
+    et al., arXiv:2309.04907; Garibi et al., arXiv:2403.14602). Epsilon is taken from ``x``. Where there is less than a
+    tenth as much signal as noise, x0 is in its place, since at alpha_bar 0 every ``x`` would be its own epsilon; but
+    not of a network that predicts epsilon, whose errors x0 would multiply there.
 
     Args:
         x_prev: the state that the step down is to lead to, [B, ...] in float32 or float64.
@@ -70,10 +71,11 @@ def undone(x_prev: Tensor, x: Tensor, output: Tensor, c: Coefficients) -> Tensor
         x_t, [B, ...].
     """
     x0, epsilon = predict(x, output.to(x.dtype), c, X0Treatment())
-    noise = 1 / c.inverse_noise
+    noise = torch.where(c.inverse_noise > 0, 1 / c.inverse_noise, 0)
     by_epsilon = c.signal / c.prev_signal * (x_prev - c.direction * epsilon) + noise * epsilon
     by_x0 = c.signal * x0 + noise / c.direction * (x_prev - c.prev_signal * x0)
-    return torch.where(10 * c.signal < noise, by_x0, by_epsilon)
+    takes_x0 = (10 * c.signal < noise) & (c.direction > 0) & (c.epsilon_from_x != 0)
+    return torch.where(takes_x0, by_x0, by_epsilon)
 
 
 def ddim_step(

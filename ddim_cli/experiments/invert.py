@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddim_cli.config.layers import Layer, Settings, layers_of
 from ddim_cli.diffusion.solvers import solver_of
-from ddim_cli.errors import ConfigError, UsageError
+from ddim_cli.errors import UsageError
 from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.outputs.atomic import write_atomically
@@ -45,11 +45,8 @@ WHY_ETA_0 = (
 NEVER = ("scheduler.clip_sample", "scheduler.thresholding", "sampling.use_clipped_model_output")
 GUIDED = (
     "inversion with guidance drifts: a step up is guided at another state than the step down that is to undo it, and "
-    "reconstructions are further from their pictures; --refine 5 brings them back, --guidance-scale 1 turns it off"
-)
-REFINED = (
-    "sampling.refine is for order 1: it undoes single steps, and a step of higher order depends on those before; leave "
-    "one of the two out"
+    "reconstructions are further from their pictures; --refine brings them back, in more iterations the larger the "
+    "guidance, and --guidance-scale 1 turns it off"
 )
 # Of the picture that shows what came of it.
 MOST_SHOWN, COLUMNS = 16, 8
@@ -210,8 +207,6 @@ def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
     if on:
         run = resolve([*layers, Layer(off, dict.fromkeys(off, "invert"))])
     check_deterministic(run, WHY_ETA_0)
-    if run.config.sampling.refine and run.config.sampling.order > 1:
-        raise ConfigError(REFINED)
     Choices.of(run.config).of_all()
     if run.config.sampling.guidance_scale != 1 and not run.config.sampling.refine:
         run = replace(run, warnings=(*run.warnings, GUIDED))
@@ -278,8 +273,9 @@ def reconstructions(job: Job, inputs: Sequence[Input], items: Sequence[Item]) ->
     for picture, item in zip(inputs, items, strict=True):
         path = job.folder.picture(item.name)
         sidecar = read_json(path.with_suffix(".json")) or {}
-        _, error = _told_of(sidecar) or ("", float("nan"))
-        residual = sidecar.get("inversion", {}).get("residual")
+        told = _told_of(sidecar)
+        _, error = told or ("", float("nan"))
+        residual = (sidecar["inversion"] if told else {}).get("residual")
         results.append(Reconstruction(picture, latent_path(job, item), path, error, residual))
     return results
 

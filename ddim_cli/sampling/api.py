@@ -29,7 +29,7 @@ from ddim_cli.sampling.outside import check_outside, guarded
 from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime_record, tf32
 from ddim_cli.sampling.record import item_record, make_record
 from ddim_cli.sampling.reporter import Reporter
-from ddim_cli.sampling.resolve import resolve, settle
+from ddim_cli.sampling.resolve import resolve, settle, without_refinement
 from ddim_cli.sampling.rows import rows_of
 from ddim_cli.sampling.sampler import make_sampler
 
@@ -142,6 +142,7 @@ def sample(
         raise UsageError(
             f"sample: model is a {type(model).__name__}; it must be a source, a loaded model or a callable"
         )
+    run = without_refinement(run)
     plan: Sequence[Item] = SeedItems.of(run.config)
     asked = run.config
     if job is not None:

@@ -23,7 +23,7 @@ from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime_record
 from ddim_cli.sampling.record import make_record
 from ddim_cli.sampling.reporter import Reporter
-from ddim_cli.sampling.resolve import Run
+from ddim_cli.sampling.resolve import Run, without_refinement
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ def make_job(
     if run.model.takes_text:
         check_installed()
     plan = SeedItems.of(config) if plan is None else plan
+    if not any("inverted" in item.about for item in plan[:1]):
+        run = without_refinement(run)
+        config = run.config
     device = choose_device(config.runtime.device)
     dtype = choose_dtype(config.runtime.dtype, device)
     solver_of(config.sampling).table(config.scheduler, config.sampling, run.timesteps)

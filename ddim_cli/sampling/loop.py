@@ -207,12 +207,13 @@ class Stepper:
         """
         row = refinement.table.row(self._i)
         moved, last = x.new_full((len(x),), torch.inf), torch.zeros_like(self.residual)
-        for _ in range(refinement.count):
+        for k in range(refinement.count):
             following = undone(self.x, x, refinement.network(x.to(self._dtype), self._i, *self._condition), row)
             distance = (following - x).square().flatten(1).mean(1).sqrt()
             nearer = distance < moved
             x = torch.where(nearer.view(-1, 1, 1, 1), following, x)
-            last = torch.where(nearer, distance, last)
+            # The first is told also where it leads nowhere, so that 0 means that nothing was left to do.
+            last = torch.where(nearer, distance, last) if k else distance
             # Nothing is less than 0: a state that has once moved further stays.
             moved = torch.where(nearer, distance, 0)
         self.residual.copy_(torch.maximum(self.residual, last))

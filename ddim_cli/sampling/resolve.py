@@ -61,6 +61,15 @@ class Run:
         return self.described
 
 
+def without_refinement(run: Run) -> Run:
+    """The run of pictures that are not inverted: `sampling.refine` bears on none of them."""
+    config = run.config
+    if not config.sampling.refine:
+        return run
+    changed = config.model_copy(update={"sampling": config.sampling.model_copy(update={"refine": 0})})
+    return replace(run, resolved=replace(run.resolved, config=changed))
+
+
 def _trained_differently(resolved: Resolved, layer: Layer, model: ModelDescription) -> list[str]:
     if model.scheduler is None:
         return []

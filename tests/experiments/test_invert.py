@@ -254,6 +254,35 @@ def test_refined_inversions_of_digits_return(ddim, tmp_path):
     assert ddim("invert", DIGITS / "2.png", "--steps", 20, "--refine", 2, "-o", "r").exit_code == 2
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "logsnr"])
+def test_refining_never_harms_in_few_steps(spacing, ddim):
+    """Grids that begin where next to nothing is signal, and whose steps are long."""
+    for steps in (1, 3, 5):
+        errors = []
+        for refine in (0, 1, 8):
+            args = ("--steps", steps, "--spacing", spacing, "--refine", refine, "-o", f"{steps}-{refine}", "--json")
+            found = json.loads(ddim("invert", DIGITS / "3.png", *args).stdout)
+            errors.append(found["mean_error"])
+            assert refine == 0 or found["pictures"][0]["residual"] > 0
+        assert max(errors[1:]) <= errors[0] * 1.5, (steps, errors)
+
+
+def test_what_is_not_inverted_is_not_refined(ddim, tmp_path):
+    """A config that both commands share: the setting is no part of other pictures, nor of their folder's name."""
+    (tmp_path / "c.toml").write_text("[sampling]\nrefine = 2\nsteps = 3\n")
+    plans = [
+        json.loads(ddim("sample", *args, "--dry-run", "--json").stdout) for args in (("-c", "c.toml"), ("--steps", 3))
+    ]
+    assert plans[0]["folder"] == plans[1]["folder"]
+    assert ddim("invert", DIGITS / "3.png", "-c", "c.toml", "-o", "up").exit_code == 0
+    assert ddim("sample", "--latents", "up", "-o", "down").exit_code == 0
+    assert "refine" not in json.loads((tmp_path / "down" / "3.latent.json").read_text())["sampling"]
+    assert json.loads((tmp_path / "up" / "3.recon.json").read_text())["sampling"]["refine"] == 2
+    refused = ddim("sweep", "--axis", "refine=0,3")
+    assert refused.exit_code == 2
+    assert "is for ddim invert" in refused.stderr
+
+
 @pytest.mark.slow
 def test_refined_inversions_in_more_steps_and_with_guidance(ddim):
     plain = error_of(ddim, 50, range(8))
@@ -377,7 +406,10 @@ def test_other_settings_and_other_pictures_are_refused_and_replaced(ddim, tiny_m
         (["pictures/sub/a.jpg"], "would both become a.recon.png"),
         (["--prediction-type", "sample"], "set scheduler.set_alpha_to_one = false"),
         (["--clip-sample"], "No such option"),
-        (["--order", "2", "--refine", "1"], "sampling.refine is for order 1: it undoes single steps"),
+        (
+            ["--order", "2", "--refine", "1"],
+            "sampling.refine is for order 1, and sampling.order = 2: it undoes single steps",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(ddim, tiny_model, pictures, tmp_path, args, text):

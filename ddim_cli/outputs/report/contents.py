@@ -273,6 +273,7 @@ def facts(folder: OutputFolder, pictures: PictureSet) -> list[tuple[str, str]]:
         "parameters": f"{parameters:,}" if type(parameters) is int else None,
         "steps": f"{ran} ({asked} asked)" if None not in (asked, ran) and asked != ran else _text(asked),
         "order": _text(sampling.get("order")),
+        "iterations a step up": _text(sampling.get("refine")),
         "spacing": _text(section(record, "scheduler").get("timestep_spacing")),
         "eta": "large variance" if sampling.get("variance") == "large" else _text(sampling.get("eta")),
         "guidance": _text(sampling.get("guidance_scale")),
