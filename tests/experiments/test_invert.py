@@ -257,7 +257,7 @@ def test_refined_inversions_of_digits_return(ddim, tmp_path):
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "logsnr"])
 def test_refining_never_harms_in_few_steps(spacing, ddim):
     """Grids that begin where next to nothing is signal, and whose steps are long."""
-    for steps in (1, 3, 5):
+    for steps in (1, 3):
         errors = []
         for refine in (0, 1, 8):
             args = ("--steps", steps, "--spacing", spacing, "--refine", refine, "-o", f"{steps}-{refine}", "--json")
