@@ -41,6 +41,7 @@ def test_plain_lines_where_there_is_no_terminal(ddim, tiny_model):
     assert "diffusers, images/s" not in done.stdout
 
 
+@pytest.mark.slow
 def test_bfloat16_against_diffusers(ddim, tiny_model):
     done = ddim("bench", "-m", tiny_model, *QUICK, "--dtype", "bfloat16", "--against", "diffusers", "--psnr-images", 2)
     assert done.exit_code == 0, done.stderr

@@ -225,6 +225,7 @@ def test_rows_from_python(tmp_path):
         job_of([])
 
 
+@pytest.mark.slow
 def test_many_rows_take_little_more_than_their_file(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("w") as stream:

@@ -641,6 +641,7 @@ def small_shapes(monkeypatch):
     monkeypatch.setitem(text_architectures.TEXTS, "sd15", text)
 
 
+@pytest.mark.slow
 def test_a_text_architecture_can_be_measured(small_shapes, ddim):
     args = ("--batch-sizes", 1, "--steps", 2, "--repeats", 1, "--no-compile", "--against", "diffusers", "--json")
     result = ddim("bench", "--architecture", "sd15", *args)

@@ -223,6 +223,7 @@ def error_of(ddim, steps, digits):
     return json.loads(result.stdout)["mean_error"]
 
 
+@pytest.mark.slow
 def test_the_error_falls_as_the_steps_grow(ddim):
     """The paper's table 2 in shape, of three digits, by the bundled model."""
     errors = [error_of(ddim, steps, (2, 3, 4)) for steps in (10, 20, 50)]

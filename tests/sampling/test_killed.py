@@ -31,6 +31,7 @@ def hidden(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [6, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed(start, ddim, tiny_model, tmp_path, kills):
     """SIGKILL leaves no chance to tidy up."""
