@@ -131,6 +131,10 @@ SMALLER = {
     "ddim bench -m": "ddim bench --batch-sizes 1 --steps 2 --repeats 1 --psnr-images 1 -m",
     "ddim sweep -c configs/table1.toml -o table1": "ddim sweep -c configs/table1.toml -o plan --dry-run",
     "ddim sweep -c configs/table_text.toml -o table_text": "ddim sweep -c configs/table_text.toml -o plan --dry-run",
+    "ddim sweep -c configs/orders.toml -o orders": "ddim sweep -c configs/orders.toml -o plan --dry-run",
+    "ddim sweep -c configs/table_text.toml -c configs/orders.toml -m mnist-text --axis eta=0.0 -o orders-text": (
+        "ddim sweep -c configs/table_text.toml -c configs/orders.toml -m mnist-text --axis eta=0.0 -o plan --dry-run"
+    ),
     "ddim sample -m path/to/model -c run.toml": "ddim sample -m path/to/model -c run.toml --steps 4",
     "ddim compile -c run.toml": "ddim compile -m path/to/model -c run.toml",
     "ddim compile --list": "ddim compile --list",

@@ -28,11 +28,8 @@ def cells(sweep: Path) -> dict[tuple[int, int], dict]:
     names = [axis["name"] for axis in found["axes"]]
     table = {}
     for cell in found["cells"]:
-        at = {
-            name: int(axis["values"][i]["label"])
-            for name, axis, i in zip(names, found["axes"], cell["at"], strict=True)
-        }
-        table[at["steps"], at["order"]] = cell
+        at = {name: axis["values"][i]["label"] for name, axis, i in zip(names, found["axes"], cell["at"], strict=True)}
+        table[int(at["steps"]), int(at["order"])] = cell
     return table
 
 
@@ -71,7 +68,7 @@ def show(title: str, table: Table, digits: int) -> None:
 def draw(panels: list[tuple[str, str, Table]]) -> bytes:
     """A panel each: its title, what its values are, and the values, over the steps."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(4.6 * len(panels), 4), dpi=110, layout="constrained")
     for axes, (title, what, table) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -83,12 +80,13 @@ def draw(panels: list[tuple[str, str, Table]]) -> bytes:
         axes.set_yscale("log")
         axes.set_xticks(steps, [str(n) for n in steps])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(title)
         axes.set_xlabel("steps")
         axes.set_ylabel(what)
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         axes.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
