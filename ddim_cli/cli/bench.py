@@ -20,7 +20,7 @@ from ddim_cli.cli.options import (
     option,
     with_settings,
 )
-from ddim_cli.cli.panels import counted
+from ddim_cli.cli.panels import counted, steps_text
 from ddim_cli.cli.progress import RunProgress, showing_progress, stages
 
 if TYPE_CHECKING:
@@ -259,11 +259,8 @@ def notes(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _steps(measured: Mapping[str, Any]) -> str:
-    """ "50 steps", "10 steps of order 2"."""
     sampling = measured["sampling"]
-    return counted(len(sampling["timesteps"]), "step") + (
-        f" of order {sampling['order']}" if "order" in sampling else ""
-    )
+    return steps_text(len(sampling["timesteps"]), sampling.get("order", 1))
 
 
 def pictures(measured: Mapping[str, Any]) -> list[str]:

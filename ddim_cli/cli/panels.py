@@ -20,6 +20,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else ('es' if noun.endswith('h') else 's')}"
 
 
+def steps_text(steps: int, order: int = 1) -> str:
+    """ "50 steps", "10 steps of order 2"."""
+    return counted(steps, "step") + (f" of order {order}" if order > 1 else "")
+
+
 def timesteps_text(timesteps: Sequence[Any]) -> str:
     """How many, and which: the first and the last of many."""
     shown = timesteps if len(timesteps) <= 12 else [*timesteps[:6], "...", *timesteps[-5:]]

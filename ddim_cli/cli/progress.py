@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddim_cli.cli import console
-from ddim_cli.cli.panels import counted, duration, speed_text
+from ddim_cli.cli.panels import counted, duration, speed_text, steps_text
 from ddim_cli.sampling.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -22,9 +22,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def _steps(job: Job) -> str:
-    """ "50 steps", "10 steps of order 2"."""
-    order = job.run.config.sampling.order
-    return counted(len(job.run.timesteps), "step") + (f" of order {order}" if order > 1 else "")
+    return steps_text(len(job.run.timesteps), job.run.config.sampling.order)
 
 
 class RunProgress(Reporter):

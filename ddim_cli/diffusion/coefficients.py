@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -66,6 +66,10 @@ class StepTable(Generic[Columns]):
         """Coefficients of step ``index``: an int, or an int64 [1] tensor on the device (no synchronisation)."""
         row = self.values[index] if isinstance(index, int) else self.values.index_select(0, index)[0]
         return self.kind(*row.unbind())
+
+    def to(self, device: torch.device | str) -> StepTable[Columns]:
+        """The same table on ``device``."""
+        return replace(self, timesteps=self.timesteps.to(device), values=self.values.to(device))
 
     def reversed(self) -> StepTable[Columns]:
         """The same steps in the opposite order."""
@@ -210,44 +214,41 @@ def make_table(
     check_combination(scheduler, sampling, timesteps)
     previous, alpha_bar, prev_alpha_bar = grid_levels(scheduler, sampling, timesteps)
     if inverse:
-        start = prev_alpha_bar
         columns = step_coefficients(prev_alpha_bar, alpha_bar, scheduler.prediction_type)
     else:
-        start = alpha_bar
         columns = step_coefficients(
             alpha_bar, prev_alpha_bar, scheduler.prediction_type, sampling.eta, sampling.variance
         )
     values = torch.stack(columns, dim=1).to(dtype)
-    check_ends(values, start, timesteps, scheduler, sampling, inverse)
-    return StepTable(
-        kind=Coefficients,
-        timesteps=torch.tensor(timesteps, dtype=torch.int64, device=device),
-        values=values.to(device),
-        prev_timesteps=previous,
-        alpha_bar=alpha_bar,
-        prev_alpha_bar=prev_alpha_bar,
-        sigma=columns.sigma,
-        orders=(1,) * len(previous),
+    table = StepTable(
+        Coefficients,
+        torch.tensor(timesteps, dtype=torch.int64),
+        values,
+        previous,
+        alpha_bar,
+        prev_alpha_bar,
+        columns.sigma,
+        (1,) * len(previous),
     )
+    return checked(table, scheduler, sampling, inverse).to(device)
 
 
-def check_ends(
-    values: Tensor,
-    start: Tensor,
-    timesteps: Sequence[int],
-    scheduler: SchedulerSettings,
-    sampling: SamplingSettings,
-    inverse: bool,
-) -> None:
-    """Raise ConfigError where a step starts so near to alpha_bar 0 or 1 that x0 or epsilon cannot be derived there.
+def checked(
+    table: StepTable[Columns], scheduler: SchedulerSettings, sampling: SamplingSettings, inverse: bool
+) -> StepTable[Columns]:
+    """The table, unless a step starts so near to alpha_bar 0 or 1 that x0 or epsilon cannot be derived there.
 
     What the settings alone tell is refused before, by `rules`; this is exact.
+
+    Raises:
+        ConfigError: for the first such step.
     """
+    values, start = table.values, table.prev_alpha_bar if inverse else table.alpha_bar
     broken = ~values.isfinite().all(dim=1)
     if sampling.use_clipped_model_output and not inverse:
         broken |= start >= 1
     if not broken.any():
-        return
+        return table
     i = int(broken.nonzero()[0])
     finite = bool(values[i].isfinite().all())
     which = "use_clipped_model_output" if finite else f'prediction_type = "{scheduler.prediction_type}"'
@@ -256,8 +257,8 @@ def check_ends(
     else:
         remedy = "use betas that leave some signal and some noise there, or a grid without it"
     raise ConfigError(
-        f"at timestep {timesteps[i]} the step starts from alpha_bar {start[i].item():.6g}, where {which} cannot tell "
-        f"x0 from epsilon; {remedy}"
+        f"at timestep {table.timesteps[i]} the step starts from alpha_bar {start[i].item():.6g}, where {which} cannot "
+        f"tell x0 from epsilon; {remedy}"
     )
 
 

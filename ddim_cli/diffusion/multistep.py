@@ -16,7 +16,7 @@ from torch import Tensor
 from ddim_cli.config.schema import PredictionType, SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.coefficients import (
     StepTable,
-    check_ends,
+    checked,
     grid_levels,
     noise_and_direction,
     prediction_weights,
@@ -192,18 +192,9 @@ def make_multistep_table(
         start, end = alpha_bar, prev_alpha_bar
         orders = step_orders(half_log_snr(start), half_log_snr(end), sampling.order)
         columns = multistep_coefficients(start, end, orders, scheduler.prediction_type, sampling.eta)
-    values = torch.stack(columns, dim=1).to(dtype)
-    check_ends(values, start, at.tolist(), scheduler, sampling, inverse)
-    return StepTable(
-        kind=MultistepCoefficients,
-        timesteps=at.to(device),
-        values=values.to(device),
-        prev_timesteps=previous,
-        alpha_bar=alpha_bar,
-        prev_alpha_bar=prev_alpha_bar,
-        sigma=columns.sigma,
-        orders=tuple(orders.tolist()),
-    )
+    values, ran = torch.stack(columns, dim=1).to(dtype), tuple(orders.tolist())
+    table = StepTable(MultistepCoefficients, at, values, previous, alpha_bar, prev_alpha_bar, columns.sigma, ran)
+    return checked(table, scheduler, sampling, inverse).to(device)
 
 
 def multistep(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import StepTable, make_table
-from ddim_cli.diffusion.solvers import Solver, solver_of, treatment_of
+from ddim_cli.diffusion.solvers import Solver, solver_of
 from ddim_cli.models.conditions import ClassCondition, Condition, TextCondition
 from ddim_cli.models.decoders import AutoencoderDecoder, Decoder
 from ddim_cli.models.load import SamplingNetwork, TextNetwork
@@ -104,7 +104,7 @@ def _make_pass(run: Run, solver: Solver, step: Callable[[Tensor], StepNetwork], 
         network=step(asked),
         table=table,
         refinement=_refinement(run, step, device) if solver.inverse and config.sampling.refine else None,
-        treatment=treatment_of(solver, config.scheduler, config.sampling),
+        treatment=solver.treatment(config.scheduler, config.sampling),
         solver=solver,
         draws_noise=not solver.inverse and config.sampling.draws_noise,
     )

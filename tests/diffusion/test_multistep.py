@@ -16,7 +16,7 @@ import torch
 from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.multistep import SHORT_GRID, moments
-from ddim_cli.diffusion.solvers import solver_of, treatment_of
+from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import ConfigError
 
 ORDERS, COUNTS = (1, 2, 3), (10, 20, 40, 80, 160, 320)
@@ -56,7 +56,7 @@ def table_of(scheduler, inverse=False, **sampling):
 def solve(predict_x0, x, scheduler, inverse=False, change=lambda table: table, **sampling):
     """All steps from x, float64, with a network that predicts ``predict_x0(x, alpha_bar)``."""
     solver, table = table_of(scheduler, inverse, **sampling)
-    treatment, rows = treatment_of(solver, scheduler, SamplingSettings(**sampling)), change(table)
+    treatment, rows = solver.treatment(scheduler, SamplingSettings(**sampling)), change(table)
     starts, state = table.prev_alpha_bar if inverse else table.alpha_bar, solver.state(x)
     for i, alpha_bar in enumerate(starts.tolist()):
         output = output_for(scheduler.prediction_type, predict_x0(x, alpha_bar), x, alpha_bar)
@@ -276,7 +276,7 @@ def test_a_step_to_the_end_is_the_predicted_x0(grid):
         return
     generator = torch.Generator().manual_seed(0)
     x, output, *state = torch.randn(4, 2, 1, 3, 3, generator=generator, dtype=torch.float64)
-    treatment = treatment_of(solver, scheduler, SamplingSettings(**sampling))
+    treatment = solver.treatment(scheduler, SamplingSettings(**sampling))
     last, x0 = solver.step(x, output, table.row(len(table) - 1), treatment, None, tuple(state))
     assert torch.equal(last, x0)
 
@@ -294,7 +294,7 @@ def test_the_first_step_is_ddim(prediction, eta):
     ):
         solver = solver_of(sampling)
         table = solver.table(scheduler, sampling, timestep_grid(scheduler, sampling), dtype=torch.float64)
-        treatment = treatment_of(solver, scheduler, sampling)
+        treatment = solver.treatment(scheduler, sampling)
         found.append(solver.step(x, output, table.row(0), treatment, noise, solver.state(x))[0])
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=CLOSE)
 
@@ -323,7 +323,7 @@ def test_a_parabola_in_lambda_is_integrated_exactly():
     x = torch.zeros_like(x0)
     output = output_for("epsilon", x0, x, a[2])
     c = table.row(2)
-    found, _ = solver.step(x, output, c, treatment_of(solver, scheduler, SamplingSettings(order=3)), None, tuple(state))
+    found, _ = solver.step(x, output, c, solver.treatment(scheduler, SamplingSettings(order=3)), None, tuple(state))
     end, start = lam(table.prev_alpha_bar[2].item()), lam(a[2])
     nodes, weights = np.polynomial.legendre.leggauss(50)
     at = start + (end - start) * (nodes + 1) / 2
@@ -340,7 +340,7 @@ def test_inversion_of_one_epsilon_is_exact(grid, order):
         return
     x0, eps = torch.randn(2, 2, 1, 3, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     solver, table = table_of(scheduler, inverse=True, **sampling)
-    treatment, state = treatment_of(solver, scheduler, SamplingSettings(**sampling)), solver.state(x0)
+    treatment, state = solver.treatment(scheduler, SamplingSettings(**sampling)), solver.state(x0)
     bottom, top = table.prev_alpha_bar[0].item(), table.alpha_bar[-1].item()
     x = math.sqrt(bottom) * x0 + math.sqrt(1 - bottom) * eps
     for i in range(len(table)):

@@ -29,7 +29,7 @@ from ddim_cli.config.schema import SamplingSettings, SchedulerSettings
 from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.levels import half_log_snr
 from ddim_cli.diffusion.multistep import SHORT_GRID, make_multistep_table, moments, multistep_coefficients
-from ddim_cli.diffusion.solvers import solver_of, treatment_of
+from ddim_cli.diffusion.solvers import solver_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -138,7 +138,7 @@ def ours(scheduler, sampling, x, noise, dtype=torch.float64, change=same, move=s
             alpha_bars[:-1], alpha_bars[1:], orders, scheduler.prediction_type, sampling.eta
         )
         table = replace(table, values=torch.stack(columns, 1))
-    table, treatment = change(table), treatment_of(solver, scheduler, sampling)
+    table, treatment = change(table), solver.treatment(scheduler, sampling)
     for i, t in enumerate(grid[:states]):
         output, c = move(network(move(x), t)), table.row(i)
         if move is not same:
