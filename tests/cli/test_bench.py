@@ -55,6 +55,7 @@ def test_what_is_done_is_told_where_there_is_no_terminal(ddim, tiny_model):
     assert "measuring the device's matrix peak\nbatch 1: loading, and the first batch\n" in done.stderr
 
 
+@pytest.mark.slow
 def test_quiet_prints_the_numbers_alone(ddim, tiny_model):
     done = ddim("bench", "-m", tiny_model, *QUICK, "--against", "diffusers", "--quiet")
     assert done.exit_code == 0, done.stderr
@@ -104,6 +105,7 @@ def test_architecture(ddim):
     assert found["model"]["parameters"] > 1e6
 
 
+@pytest.mark.slow
 def test_plot(ddim, tiny_model, tmp_path):
     pytest.importorskip("matplotlib")
     done = ddim("bench", "-m", tiny_model, *QUICK, "--plot", "speed.png")

@@ -535,6 +535,7 @@ def test_an_unconditional_latent_models_contestants(tiny_latent_model):
     assert largest_difference(theirs[:1], theirs[1:2]) > 1
 
 
+@pytest.mark.slow
 def test_a_text_model_is_measured(tiny_text_model, tmp_path):
     run = text_run(tiny_text_model)
     found = Bench(Benchmark(run, (1, 2), tmp_path, repeats=2, against=("diffusers",))).measure()

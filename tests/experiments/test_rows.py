@@ -73,6 +73,7 @@ Stepper.step = step
 """
 
 
+@pytest.mark.slow
 def test_a_job_killed_in_the_middle_is_finished_as_two_shards(ddim, job, start, tiny_text_model, tmp_path):
     """With another batch size; then it is verified, and made again from what it says of itself."""
     items, noisy = rows(12), ("--eta", 0.5)

@@ -252,6 +252,7 @@ def fetched(hub):
     return {path.partition("/resolve/")[2].partition("/")[2] for path, asked in downloads(hub) if asked is None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tokenizer", ["both", pytest.param("tokenizer.json", marks=SLOW), pytest.param("vocab.json", marks=SLOW)]
 )
@@ -279,6 +280,7 @@ def test_a_text_model_and_only_what_is_needed(run, hub, diffusion, tmp_path, tok
     assert json.loads((tmp_path / "out" / "000000.json").read_text())["model"] == sidecar["model"]
 
 
+@pytest.mark.slow
 def test_a_variant_of_every_part_that_has_it(run, hub, diffusion, tmp_path):
     (diffusion / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     (diffusion / "vae" / "diffusion_pytorch_model.fp16.bin").unlink()
@@ -291,6 +293,7 @@ def test_a_variant_of_every_part_that_has_it(run, hub, diffusion, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_text_model_fetches_no_weights(run, hub, diffusion, tmp_path):
     planned = run(*TEXT, "--steps", 4, "-n", 1, "--no-compile", "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
