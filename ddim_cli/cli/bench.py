@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ddim_cli.cli import console
 from ddim_cli.cli.options import (
+    OF_BEGINNING,
     OF_INVERSION,
     OUTPUT,
     Json,
@@ -32,7 +33,7 @@ MOST_BATCH = 65536
 
 
 @console.handles_errors
-@with_settings(without=("num_images", "seeds", "batch_size", *OF_INVERSION, *OUTPUT))
+@with_settings(without=("num_images", "seeds", "batch_size", *OF_INVERSION, *OF_BEGINNING, *OUTPUT))
 def bench(
     layers: Layers,
     architecture: Annotated[
@@ -172,6 +173,8 @@ def _resolve(layers: Layers, architecture: str | None, folder: Path) -> Run:
     prompt = Layer({"sampling.prompt": DEFAULT_PROMPT}, {"sampling.prompt": "default of ddim bench"})
     if architecture is None:
         run = resolve(layers, conditions_follow=True)
+        if run.model.inpaints:
+            raise UsageError(f"bench: {run.model.name} fills in masks of pictures, which bench does not measure")
         prompts = [prompt] if run.model.takes_text else []
         return resolve([*prompts, *layers], describe=lambda settings, cached_only: run.model)
     from ddim_cli.evaluation.architectures import describe_architecture

@@ -112,6 +112,7 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "inverted": _inverted(sampling.get("inverted")),
         "error": _error(record.get("inversion")),
         "latent": _latent(record, provenance.unchanged),
+        **panels.beginning(sampling),
         "class": sampling.get("class"),
         "prompt": _prompt(sampling),
         "negative prompt": sampling.get("negative_prompt"),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ddim_cli.cli import console
 from ddim_cli.cli.jobs import counts_as_json, run_job, show_done
-from ddim_cli.cli.options import OF_A_FOLDER, OF_INVERSION, SEEDS, Gif, Layers, RunOptions, option, with_settings
+from ddim_cli.cli.options import OF_A_FOLDER, OF_BEGINNING, SEEDS, Gif, Layers, RunOptions, option, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.sampling.job import Job
@@ -16,7 +16,7 @@ PANEL = "Interpolation"
 
 
 @console.handles_errors
-@with_settings(without=(*SEEDS, *OF_A_FOLDER, *OF_INVERSION), runs=True)
+@with_settings(without=(*SEEDS, *OF_A_FOLDER, *OF_BEGINNING), runs=True)
 def interpolate(
     layers: Layers,
     options: RunOptions,

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.jobs import counts_as_json, run_job, show_done
-from ddim_cli.cli.options import OF_A_FOLDER, SEEDS, Layers, RunOptions, argument, with_settings
+from ddim_cli.cli.jobs import MOST_LINES, counts_as_json, run_job, say_conversions, show_done
+from ddim_cli.cli.options import OF_A_FOLDER, OF_BEGINNING, SEEDS, Layers, RunOptions, argument, with_settings
 
 if TYPE_CHECKING:
     from ddim_cli.experiments.invert import Inverted, Reconstructions
     from ddim_cli.sampling.executor import Summary
     from ddim_cli.sampling.job import Job
-    from ddim_cli.sampling.pictures import Input
     from ddim_cli.sampling.plan import Shard
 
-MOST_LINES = 12
 GUIDANCE = "sampling.guidance_scale"
 
 
 @console.handles_errors
-@with_settings(without=(*SEEDS, *OF_A_FOLDER, "clip_sample", "thresholding"), runs=True)
+@with_settings(without=(*SEEDS, *OF_A_FOLDER, *OF_BEGINNING, "clip_sample", "thresholding"), runs=True)
 def invert(
     layers: Layers,
     options: RunOptions,
@@ -95,19 +92,6 @@ def say_turned_off(turned_off: dict[str, str]) -> None:
             f"turned off, as inversion with guidance drifts: {GUIDANCE} ({turned_off[GUIDANCE]}); to invert with it, "
             "set it"
         )
-
-
-def say_conversions(inputs: Sequence[Input]) -> None:
-    """What was done to the pictures so that the network can take them, those alike together."""
-    groups: dict[tuple[str, ...], list[Input]] = {}
-    for picture in inputs:
-        if picture.conversion:
-            groups.setdefault(picture.conversion, []).append(picture)
-    for conversion, alike in list(groups.items())[:MOST_LINES]:
-        others = f" and {len(alike) - 1:,} more" if len(alike) > 1 else ""
-        console.say(f"{alike[0].path}{others}: {', '.join(conversion)}")
-    if len(groups) > MOST_LINES:
-        console.say(f"... and {len(groups) - MOST_LINES:,} other conversions; each picture's is in its sidecar")
 
 
 def as_json(result: Inverted, summary: Summary, steps: int, turned_off: dict[str, str]) -> dict[str, Any]:

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from ddim_cli.sampling.executor import Summary
     from ddim_cli.sampling.items import Item
     from ddim_cli.sampling.job import Job
+    from ddim_cli.sampling.pictures import Input
     from ddim_cli.sampling.plan import Shard
     from ddim_cli.sampling.product import Product
     from ddim_cli.sampling.resolve import Run
 
 
+# What a plan says of what its pictures begin from.
+BEGINNING = ("init", "mask", "strength", "start_timestep", "resample", "variation_seed", "variation_strength")
+# Of what is told of many pictures one by one.
+MOST_LINES = 12
 P = TypeVar("P", bound="Product")
 Outcome = tuple["Job", P, "Summary"]
 
@@ -37,6 +42,8 @@ def run_job(
     if speaks:
         for warning in run.warnings:
             console.warn(warning)
+        if run.init is not None and not options.quiet:
+            say_conversions(run.init.inputs)
     kind = RunProgress if ranks is None else RanksProgress
     with showing_progress(options.quiet or not speaks, kind(options.verbose)) as progress:
         from ddim_cli.sampling.executor import execute, pending
@@ -56,6 +63,19 @@ def run_job(
     return (job, product, summary) if speaks and not options.dry_run else None
 
 
+def say_conversions(inputs: Sequence[Input]) -> None:
+    """What was done to the pictures so that the network can take them, those alike together."""
+    groups: dict[tuple[str, ...], list[Input]] = {}
+    for picture in inputs:
+        if picture.conversion:
+            groups.setdefault(picture.conversion, []).append(picture)
+    for conversion, alike in list(groups.items())[:MOST_LINES]:
+        others = f" and {len(alike) - 1:,} more" if len(alike) > 1 else ""
+        console.say(f"{alike[0].path}{others}: {', '.join(conversion)}")
+    if len(groups) > MOST_LINES:
+        console.say(f"... and {len(groups) - MOST_LINES:,} other conversions; each picture's is in its sidecar")
+
+
 def show_plan(job: Job, product: Product, todo: Sequence[Item], items: str, as_json: bool) -> None:
     """Print what a run would do, for ``--dry-run``."""
     plan = {
@@ -67,6 +87,7 @@ def show_plan(job: Job, product: Product, todo: Sequence[Item], items: str, as_j
         "timesteps": list(job.run.timesteps),
         "order": job.run.config.sampling.order,
         **({"refine": job.run.config.sampling.refine} if job.run.config.sampling.refine else {}),
+        **({key: job.record["sampling"][key] for key in BEGINNING if key in job.record["sampling"]}),
         "device": job.record["runtime"]["device"],
         "dtype": job.record["runtime"]["dtype"],
         "compiled": job.record["runtime"]["compile"],
@@ -88,6 +109,7 @@ def show_plan(job: Job, product: Product, todo: Sequence[Item], items: str, as_j
             "timesteps": panels.timesteps_text(job.run.timesteps),
             **({"order": plan["order"]} if plan["order"] > 1 else {}),
             **({"iterations a step up": plan["refine"]} if "refine" in plan else {}),
+            **panels.beginning(job.record["sampling"]),
             "runs on": f"{plan['device']} in {plan['dtype']}{', compiled' if plan['compiled'] else ''}",
             "folder": plan["folder"],
             "files": " ... ".join(str(product.files(job, item)[0]) for item in ends) or "none",

@@ -62,6 +62,8 @@ def _annotation(parameter: str) -> Any:
     if flag.repeated:
         return Annotated[list[str] | None, setting(parameter)]
     kind: Any = SECTIONS[section].model_fields[name].annotation
+    # A number or nothing is a number; nothing is what is not given.
+    kind = next((one for one in (int, float) if kind == one | None), kind)
     kind = bool if bool in (kind, *get_args(kind)) else kind if kind in (int, float) else str
     return Annotated[kind | None, setting(parameter)]
 
@@ -74,6 +76,7 @@ SEEDS = ("num_images", "seed", "seeds")
 OF_A_FOLDER = ("grid", "subdirs")
 OF_A_PICTURE = ("parameters",)
 OF_INVERSION = ("refine",)
+OF_BEGINNING = ("init", "strength", "mask", "resample", "variation_seed", "variation_strength")
 OUTPUT = tuple(parameter for parameter, (key, _) in _FLAGS.items() if key.startswith("output."))
 
 ConfigFiles = Annotated[

@@ -31,6 +31,28 @@ def timesteps_text(timesteps: Sequence[Any]) -> str:
     return f"{len(timesteps)}: {' '.join(map(str, shown))}"
 
 
+def beginning(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What pictures begin from besides their own noise, as a record's section ``sampling`` says: names and values."""
+    rows: dict[str, Any] = {}
+    for key, name in (("init", "begins from"), ("mask", "mask")):
+        if isinstance(sampling.get(key), Mapping):
+            rows[name] = picture_text(sampling[key])
+    if "strength" in sampling:
+        rows["strength"] = f"{sampling['strength']}, from timestep {sampling.get('start_timestep')}"
+    if "resample" in sampling:
+        rows["each step runs"] = f"{sampling['resample']} times (RePaint)"
+    if "variation_strength" in sampling:
+        rows["noise"] = f"turned by {sampling['variation_strength']} to seed {sampling.get('variation_seed')}'s"
+    return rows
+
+
+def picture_text(facts: Mapping[str, Any]) -> str:
+    """What a sidecar says of a picture from elsewhere: its name, and what was done to it first."""
+    conversion = facts.get("conversion")
+    done = ", ".join(map(str, conversion)) if isinstance(conversion, list) else ""
+    return f"{facts.get('file')}" + (f" ({done})" if done else "")
+
+
 def first_and_last(names: Sequence[str]) -> str:
     """``"a.png ... z.png"``, or the only name."""
     return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"

@@ -22,7 +22,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def _steps(job: Job) -> str:
-    return steps_text(len(job.run.timesteps), job.run.config.sampling.order)
+    return steps_text(job.steps_down, job.run.config.sampling.order)
 
 
 class RunProgress(Reporter):
@@ -74,7 +74,7 @@ class RunProgress(Reporter):
         self._batch = batch_size
 
     def started(self, job: Job, product: Product, todo: int) -> None:
-        self._total, self._made, self._steps = todo, 0, job.passes * len(job.run.timesteps)
+        self._total, self._made, self._steps = todo, 0, job.steps
         self._batch = min(job.batch_size, todo)
         self._begin()
         done = len(job.items) - todo

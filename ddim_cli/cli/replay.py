@@ -39,6 +39,10 @@ def replay(
         list[Path] | None,
         option("Look here for latents that do not lie beside their pictures: files, or folders.", metavar="PATH"),
     ] = None,
+    init: Annotated[
+        list[Path] | None,
+        option("Look here for pictures that these began from, if they were moved: files, or folders.", metavar="PATH"),
+    ] = None,
     assignments: Assignments = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -71,7 +75,7 @@ def replay(
         raise UsageError("say where to keep what is made with -o DIR, or compare it with --check")
     flags = {"model": model, "device": device, "dtype": dtype, "compile": compile_}
     overrides = build_layers([], assignments, flags)
-    originals = [original for file in files if (original := read_original(file, latents or ())) is not None]
+    originals = [original for file in files if (original := read_original(file, latents or (), init or ())) is not None]
     if not originals:
         raise UsageError("none of these files is a picture's: name sidecars such as 000000.json, or their PNGs")
     groups = group_originals(originals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 from ddim_cli.config.layers import nearest
 from ddim_cli.config.seeds import MAX_SEED
 
-KEYS = ("name", "seed", "prompt", "negative_prompt", "class", "latent")
+KEYS = ("name", "seed", "prompt", "negative_prompt", "class", "latent", "init", "mask", "strength")
 MAX_CLASS = 2**31 - 1
 # With its ending, and what is put around it while its files are written, still a name for every file system.
 LONGEST_NAME = 200
 # What other files in an output folder are called.
-RESERVED = frozenset({"grid", "strip", "run", "inverted", "sweep", "items", "report"})
+RESERVED = frozenset({"grid", "strip", "run", "inverted", "edited", "sweep", "items", "report"})
 
 _NO_FILE_NAME = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _DIGITS = re.compile(r"[0-9]{1,30}", re.ASCII)
@@ -26,7 +27,7 @@ _OF_A_STRIP = re.compile(r"[0-9]{6,}\.(x0|xt)", re.ASCII | re.IGNORECASE)
 
 
 class Row(NamedTuple):
-    """A row as it stands; None for what it does not say. ``latent`` is a path."""
+    """A row as it stands; None for what it does not say. ``latent``, ``init`` and ``mask`` are paths."""
 
     name: str | None = None
     seed: int | None = None
@@ -34,6 +35,9 @@ class Row(NamedTuple):
     negative_prompt: str | None = None
     class_number: int | None = None
     latent: str | None = None
+    init: str | None = None
+    mask: str | None = None
+    strength: float | None = None
 
 
 class RowError(ValueError):
@@ -114,6 +118,13 @@ def _check_path(key: str, value: Any) -> None:
         raise RowError(f"{key} is empty; leave it out, or name a file")
 
 
+def _check_strength(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RowError(f"{key} = {_shown(value)} is no number")
+    if not 0 < value <= 1:
+        raise RowError(f"{key} = {_shown(value)} is not above 0 and at most 1")
+
+
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "name": _check_name,
     "seed": _number_check(MAX_SEED),
@@ -121,6 +132,9 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "negative_prompt": _check_text,
     "class": _number_check(MAX_CLASS),
     "latent": _check_path,
+    "init": _check_path,
+    "mask": _check_path,
+    "strength": _check_strength,
 }
 
 
@@ -214,6 +228,16 @@ class Lines:
         return self.of_text(_decoded(data))
 
 
+def _number(column: str, cell: str) -> Any:
+    """A cell as a number where its column holds numbers and it is one, else as its text."""
+    if column in ("seed", "class"):
+        return int(cell) if _DIGITS.fullmatch(cell.strip()) else cell
+    if column == "strength":
+        with contextlib.suppress(ValueError):
+            return float(cell)
+    return cell
+
+
 @dataclass(frozen=True)
 class Cells:
     """CSV, or with another delimiter TSV; a row whose quotes hold line ends spans lines."""
@@ -257,8 +281,7 @@ class Cells:
         values: dict[str, Any] = {}
         for column, cell in zip(self.columns, cells, strict=False):
             if cell:
-                digits = column in ("seed", "class") and _DIGITS.fullmatch(cell.strip())
-                values[column] = int(cell) if digits else cell
+                values[column] = _number(column, cell)
         return row_of(values)
 
     def row(self, data: bytes) -> Row:

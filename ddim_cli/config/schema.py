@@ -254,6 +254,39 @@ class SamplingSettings(Section):
         0.0, ge=0, le=1, description="Rescaling of guided predictions (arXiv:2305.08891, section 3.4)"
     )
 
+    init: Annotated[Text | None, flag("--init", metavar="FILE")] = Field(
+        None,
+        examples=["photo.png"],
+        min_length=1,
+        description="Picture to begin from, in place of noise alone; strength says how much of it may change",
+    )
+    strength: Annotated[float | None, flag("--strength", metavar="X")] = Field(
+        None,
+        examples=[0.6],
+        gt=0,
+        le=1,
+        description="Share of the grid that runs: how much a picture changes, above 0 up to 1 "
+        "[0.8; with a mask, and to edit, 1]",
+    )
+    mask: Annotated[Text | None, flag("--mask", metavar="FILE")] = Field(
+        None,
+        examples=["mask.png"],
+        min_length=1,
+        description="Which part of the picture is made anew: what is white in this one; grey blends",
+    )
+    resample: Annotated[int, flag("--resample", metavar="R")] = Field(
+        1,
+        ge=1,
+        le=100,
+        description="How often each step runs beside a mask, with jumps back up (RePaint, arXiv:2201.09865)",
+    )
+    variation_seed: Annotated[int | None, flag("--variation-seed", metavar="S")] = Field(
+        None, examples=[1], ge=0, le=MAX_SEED, description="Seed towards whose noise each image's own is turned"
+    )
+    variation_strength: Annotated[float, flag("--variation-strength", metavar="X")] = Field(
+        0.0, ge=0, le=1, description="How far it is turned: 0 is an image's own noise, 1 that of variation_seed"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _large_variance_implies_eta_1(cls, values: Any) -> Any:

@@ -63,6 +63,15 @@ def timestep_grid(scheduler: SchedulerSettings, sampling: SamplingSettings) -> l
     return SPACINGS[scheduler.timestep_spacing].grid(steps, total, offset, lambda: _log_snrs(scheduler))
 
 
+def first_step(count: int, strength: float) -> int:
+    """The step of a grid of ``count`` steps at which sampling begins that changes a picture by ``strength``.
+
+    As diffusers has it: of N steps the last int(N strength) run. 0 of strength 1; ``count``, so that none is left, of a
+    strength below 1 / N.
+    """
+    return count - min(int(count * strength), count)
+
+
 def _log_snrs(scheduler: SchedulerSettings) -> list[float]:
     """Half the log-SNR of each timestep, falling. Raises ConfigError for betas that add no noise."""
     # Of the grids that go by levels alone: the others need no torch.

@@ -68,8 +68,18 @@ def check_combination(scheduler: SchedulerSettings, sampling: SamplingSettings, 
             f'sampling.variance = "large" implies eta 1, but sampling.eta = {sampling.eta}; '
             "leave eta out, or set it to 1"
         )
+    _check_beginning(sampling)
     if sampling.order > 1:
         _check_order(scheduler, sampling, timesteps)
+
+
+def _check_beginning(sampling: SamplingSettings) -> None:
+    """Raise ConfigError for noise that is turned towards no other."""
+    if sampling.variation_strength > 0 and sampling.variation_seed is None:
+        raise ConfigError(
+            f"sampling.variation_strength = {sampling.variation_strength} turns noise towards that of another seed; "
+            "name it with sampling.variation_seed"
+        )
 
 
 def _check_order(scheduler: SchedulerSettings, sampling: SamplingSettings, timesteps: Sequence[int]) -> None:
@@ -84,6 +94,11 @@ def _check_order(scheduler: SchedulerSettings, sampling: SamplingSettings, times
         raise ConfigError(
             f"sampling.refine is for order 1, and sampling.order = {order}: it undoes single steps, and a step of "
             "higher order depends on those before; set sampling.refine = 0, or sampling.order = 1"
+        )
+    if sampling.resample > 1:
+        raise ConfigError(
+            f"sampling.resample is for order 1, and sampling.order = {order}: a step of higher order remembers steps "
+            "that a jump makes untrue; set sampling.resample = 1, or sampling.order = 1"
         )
     if sampling.use_clipped_model_output:
         raise ConfigError(

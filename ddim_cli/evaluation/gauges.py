@@ -153,7 +153,7 @@ def network_alone(sampler: Sampler, items: Sequence[Item], rows: int) -> float:
     only the device's own work counts, not the launching of it.
     """
     device, steps = sampler.device, len(sampler.down.table)
-    x = BatchNoise(items, rows, sampler.shape, device).initial().to(sampler.dtype)
+    x = BatchNoise(items, rows, sampler.shape, device).draw().to(sampler.dtype)
     condition, first = sampler.conditions(items, rows), torch.zeros(1, dtype=torch.int64, device=device)
 
     def call() -> Tensor:

@@ -15,7 +15,7 @@ from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.outputs.figures import quoted
 from ddim_cli.sampling.items import Choices, Item, Slerp, blend_item, frame_item
-from ddim_cli.sampling.resolve import Run, resolve
+from ddim_cli.sampling.resolve import Run, refuse_init, resolve
 
 LINE_FRAMES, SQUARE_FRAMES = 11, 8
 # Beyond this a strip is no picture that anything opens.
@@ -184,6 +184,7 @@ class BetweenPrompts:
 
 Plan = Between | BetweenPrompts
 
+WHY_NO_INIT = "the frames of an interpolation begin from noise, or from pictures named with --between"
 WHY_ETA_0 = (
     "interpolation needs eta 0. Only then is a picture a function of its initial noise alone; fresh noise in each step "
     "would make the frames jump, and none would lie between two others"
@@ -199,6 +200,7 @@ def resolve_interpolation(layers: Sequence[Layer], between: Between) -> Run:
         UsageError: for an eta other than 0, and for seeds of several classes.
     """
     run = resolve(layers)
+    refuse_init(run, WHY_NO_INIT)
     check_deterministic(run, WHY_ETA_0)
     Choices.of(run.config).of_all(between.seeds)
     return run
@@ -227,7 +229,9 @@ def resolve_prompts(
         told = "none is given" if not prompts else f"{len(prompts)} are given"
         raise UsageError(f"--to-prompt needs the one prompt to begin with, as --prompt, and {told}")
     plan = BetweenPrompts.of([*prompts, *to], count, config.seeds()[0])
-    return resolve([*layers, Layer({"sampling.prompt": list(plan.prompts)}, {"sampling.prompt": "--to-prompt"})]), plan
+    run = resolve([*layers, Layer({"sampling.prompt": list(plan.prompts)}, {"sampling.prompt": "--to-prompt"})])
+    refuse_init(run, WHY_NO_INIT)
+    return run, plan
 
 
 def resolve_plan(

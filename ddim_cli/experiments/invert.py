@@ -35,7 +35,7 @@ from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.product import Ending, Product, item_identity
 from ddim_cli.sampling.record import item_record
 from ddim_cli.sampling.reporter import Reporter
-from ddim_cli.sampling.resolve import Run, resolve
+from ddim_cli.sampling.resolve import Run, refuse_init, resolve
 
 WHY_ETA_0 = (
     "inversion needs eta 0. Only then does one latent lead to one picture, and a picture back to its latent; fresh "
@@ -85,7 +85,7 @@ class Reconstructions(Product):
     """For each picture its latent, what sampling makes of that, and a sheet of both beside the originals."""
 
     inputs: tuple[Input, ...]
-    keeps_x0 = inverts = True
+    keeps_x0 = True
 
     def check(self, job: Job) -> None:
         """Raise UsageError if a picture lies where another's reconstruction, or the sheet, is to be written.
@@ -195,6 +195,7 @@ def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
         UsageError: for an eta other than 0, and for several classes.
     """
     run, on = resolve(layers), {}
+    refuse_init(run, "an inversion begins from the picture itself")
     settings = run.config.model_dump()
     for key in NEVER:
         section, name = key.split(".")
@@ -220,7 +221,10 @@ def prepare(run: Run, files: Sequence[Path], shard: Shard = Shard()) -> tuple[Jo
     """
     inputs = tuple(read_input(path, run.model.shape)[0] for path in files)
     conditioning = Choices.of(run.config).of_all()
-    items = [reconstruction_item(p.name, str(p.path), Inversion(p.path), p.facts(), conditioning) for p in inputs]
+    items = [
+        reconstruction_item(p.name, str(p.path), Inversion(p.path, conditioning), p.facts(), conditioning)
+        for p in inputs
+    ]
     return make_job(run, items, shard, "-invert", passes=2), Reconstructions(inputs)
 
 

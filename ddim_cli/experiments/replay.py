@@ -61,7 +61,7 @@ def replay(
             product = product_of(group, run.timesteps)
             plan: Sequence[Item] = group.items
             if isinstance(product, SeedPictures):
-                plan = SeedItems(seeds_of(plan), Choices.of(run.config))
+                plan = SeedItems(seeds_of(plan), Choices.of(run.config), run.begins)
             with threads_of(group):
                 job = make_job(run, plan, pads=True)
                 check_same_pictures(group, job.record)

@@ -19,7 +19,7 @@ from ddim_cli.outputs.latents import LatentFile, open_latents
 from ddim_cli.outputs.sidecar import first_difference, identity
 from ddim_cli.sampling.items import Choices, Latent
 from ddim_cli.sampling.replay import model_layer, settings_layer
-from ddim_cli.sampling.resolve import Run, resolve
+from ddim_cli.sampling.resolve import Run, refuse_init, resolve
 
 WHY_ETA_0 = (
     "sampling from a latent needs eta 0. The noise of each step comes from an image's seed, and a latent has none"
@@ -139,6 +139,7 @@ def resolve_latents(files: Sequence[LatentFile], layers: Sequence[Layer]) -> Run
     """
     check_no_seeds(layers)
     run = resolve([inside_layer(files, layers), *layers])
+    refuse_init(run, "--latents says so too; keep one")
     check_deterministic(run, WHY_ETA_0)
     Choices.of(run.config).of_all()
     check_shapes(files, run)

@@ -311,7 +311,7 @@ def execute_sweep(
 
     OutputFolder(folder).create()
     remove_leftovers(folder)
-    reporter.sweeping(sum(count * len(job.run.timesteps) for job, count in ahead), len(sweep.cells))
+    reporter.sweeping(sum(count * job.steps for job, count in ahead), len(sweep.cells))
     networks = Networks([job.use(count) for job, count in ahead])
     sheet = folder / SHEET
     try:

@@ -31,8 +31,8 @@ Shown = Literal["x0", "xt"]
 NAMES = {"x0": "predicted x0", "xt": "state x_t"}
 
 
-def chosen_steps(show: Shown, every: int | None, count: int) -> tuple[int, ...]:
-    """The steps 0 ... count - 1 that are shown: every ``every``-th (None: about ten in all).
+def chosen_steps(show: Shown, every: int | None, count: int, begin: int = 0) -> tuple[int, ...]:
+    """The steps ``begin`` ... count - 1 that are shown: every ``every``-th (None: about ten in all).
 
     Of x0 the last is always among them: it is the result.
 
@@ -41,7 +41,7 @@ def chosen_steps(show: Shown, every: int | None, count: int) -> tuple[int, ...]:
     """
     if every is not None and every < 1:
         raise UsageError(f"--every {every}: it takes an integer of at least 1")
-    chosen = range(0, count, every or max(1, round(count / ABOUT_FRAMES)))
+    chosen = range(begin, count, every or max(1, round((count - begin) / ABOUT_FRAMES)))
     return tuple(sorted({*chosen, count - 1})) if show == "x0" else tuple(chosen)
 
 
@@ -81,7 +81,7 @@ class FrameObserver(Observer):
         self._frames.append(to_host(to_uint8(self._decoder.decode(x[: self._rows]))))
 
     def begin(self, x: Tensor) -> None:
-        if self._show == "xt" and 0 in self._steps:
+        if self._show == "xt":
             self._keep(x)
 
     def step(self, i: int, x: Tensor, x0: Tensor) -> None:
@@ -153,8 +153,14 @@ class Strips(Product):
 
 
 def select(run: Run, show: Shown, every: int | None) -> Selection:
-    """What is kept of a run's trajectories. Raises UsageError for an ``every`` below 1."""
-    return Selection(show, run.timesteps, chosen_steps(show, every, len(run.timesteps)))
+    """What is kept of a run's trajectories. Raises UsageError for an ``every`` below 1, and for jumps."""
+    if run.config.sampling.resample > 1:
+        raise UsageError(
+            f"sampling.resample = {run.config.sampling.resample}: a trajectory that jumps back up is no row of frames; "
+            "leave it out"
+        )
+    begin = run.init.begin if run.init is not None else 0
+    return Selection(show, run.timesteps, chosen_steps(show, every, len(run.timesteps), begin))
 
 
 def prepare(run: Run, selection: Selection, gif: bool = False, shard: Shard = Shard()) -> tuple[Job, Strips]:

@@ -23,11 +23,15 @@ class Blend:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What one picture is conditioned on: a class, a text and what to lead away from; None where there is none."""
+    """What one picture is conditioned on: a class, a text and what to lead away from; None where there is none.
+
+    ``guidance_scale`` is how strongly, None for as strongly as the run says.
+    """
 
     class_number: int | None = None
     prompt: str | Blend | None = None
     negative_prompt: str | None = None
+    guidance_scale: float | None = None
 
 
 NOTHING = Conditioning()
@@ -60,6 +64,8 @@ class ClassCondition(Condition):
 class TextCondition(Condition):
     """What the network takes of each picture's prompt, [B, L, K]; ``guided``, [2 B, L, K], negative prompts first.
 
+    A batch whose pictures have a guidance scale of their own is guided if that is not 1; all of them have the same.
+
     ``attend`` makes it of a text's embedding [1, L, D], which is in float32: for our own network the keys and values of
     its cross-attention, so that no step computes them again. Each text is encoded alone: no picture depends on others
     of its batch. ``on_cut`` is told of a prompt that is too long, and of its end, which has no effect. With ``reclaim``
@@ -82,7 +88,9 @@ class TextCondition(Condition):
         import torch
 
         prompts = [each.prompt if each.prompt is not None else "" for each in wanted]
-        negatives: list[str | Blend] = [each.negative_prompt or "" for each in wanted] if self._guided else []
+        scale = wanted[0].guidance_scale
+        guided = self._guided if scale is None else scale != 1
+        negatives: list[str | Blend] = [each.negative_prompt or "" for each in wanted] if guided else []
         texts = [*negatives, *prompts]
         self._counts = {}
         found = {text: self._attend(self._embedded(text)) for text in dict.fromkeys(texts)}

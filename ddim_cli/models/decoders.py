@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,24 @@ if TYPE_CHECKING:
     from ddim_cli.models.latent import Latents
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """What an encoder makes of one picture: a normal distribution of states, float32 [C, H, W] on the host.
+
+    ``deviation`` is None where there is one state alone, the mean; both come times ``scale``.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None = None
+    scale: float = 1.0
+
+    def draw(self, generator: torch.Generator | None) -> Tensor:
+        """A state of it, drawn from ``generator``; the most probable one for None."""
+        if self.deviation is None or generator is None:
+            return self.mean * self.scale
+        return (self.mean + self.deviation * torch.randn(self.mean.shape, generator=generator)) * self.scale
+
+
 class Decoder:
     """Of a model in pixel space: the state is the picture."""
 
@@ -24,9 +43,9 @@ class Decoder:
         """States float32 [B, C, H, W] -> pictures float32 [B, C', H', W'] in about [-1, 1]."""
         return x
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures float32 [B, C', H', W'] in [-1, 1] -> states float32 [B, C, H, W]."""
-        return pictures
+    def distribution(self, picture: Tensor) -> Distribution:
+        """A picture float32 [1, C', H', W'] in [-1, 1] -> the states it may have."""
+        return Distribution(picture[0])
 
     def prepare(self) -> None:
         """Load what is needed, where it is to stay in memory. Raises ModelError."""
@@ -78,15 +97,11 @@ class AutoencoderDecoder(Decoder):
         return torch.cat(decoded).contiguous()
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Of a distribution of latents, its mode."""
-        network = self._loaded()
-        states = []
-        for picture in pictures.to(self._device).split(1):
-            found = network.encode(picture)
-            latent = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-            states.append(latent * self._latents.scale)
-        return torch.cat(states).contiguous()
+    def distribution(self, picture: Tensor) -> Distribution:
+        found = self._loaded().encode(picture.to(self._device))
+        if not hasattr(found, "latent_dist"):
+            return Distribution(found.latents[0].cpu(), None, self._latents.scale)
+        return Distribution(found.latent_dist.mean[0].cpu(), found.latent_dist.std[0].cpu(), self._latents.scale)
 
     def release(self) -> None:
         if self._reclaim is not None:

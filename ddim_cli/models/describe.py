@@ -17,7 +17,7 @@ from ddim_cli.models.directory import SCHEDULER, config_candidates, find_layout
 from ddim_cli.models.hashing import joint_sha256
 from ddim_cli.models.hub import is_hub_id, open_repository
 from ddim_cli.models.latent import Latents, checked_latent_network, find_latents, pipeline_scheduler
-from ddim_cli.models.networks import NETWORK_CLASS, TEXT_NETWORK_CLASS, checked_network
+from ddim_cli.models.networks import NETWORK_CLASS, TEXT_NETWORK_CLASS, checked_network, is_for_inpainting
 from ddim_cli.models.parts import Files, LocalFiles, Stored, read_json, stored_weights
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -83,7 +83,18 @@ class ModelDescription(Stored):
     @property
     def channels(self) -> int:
         """Of a state."""
-        return self.network["in_channels"]
+        taken = self.network["in_channels"]
+        return taken // 2 if self.inpaints else taken
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the network takes a mask and what is known of a picture as channels behind the state."""
+        return self.takes_text and is_for_inpainting(self.network)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network is given."""
+        return (self.network["in_channels"], *self.state_shape[1:])
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -111,7 +111,7 @@ def _watched(model: ModelDescription) -> int:
 
     # One with constants comes with their values.
     network = build_network(model).eval().to("meta")
-    x = torch.empty(1, *model.state_shape, device="meta")
+    x = torch.empty(1, *model.input_shape, device="meta")
     t = torch.zeros(1, dtype=torch.int64, device="meta")
     condition: Tensor | None = None
     if model.latents is not None and model.latents.text is not None:

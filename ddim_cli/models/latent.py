@@ -13,7 +13,7 @@ from typing import Any
 from ddim_cli.config.schema import ModelSettings
 from ddim_cli.errors import ModelError
 from ddim_cli.models.directory import PIPELINE
-from ddim_cli.models.networks import TEXT_NETWORK_CLASS, Size, checked_network, checked_text_network
+from ddim_cli.models.networks import TEXT_NETWORK_CLASS, Size, checked_network, checked_text_network, is_for_inpainting
 from ddim_cli.models.parts import Files, Part, TextParts, find_part, find_tokenizer, read_json
 
 AUTOENCODERS = ("AutoencoderKL", "VQModel")
@@ -141,11 +141,13 @@ def _checked_autoencoder(part: Part, network: Mapping[str, Any]) -> dict[str, An
         raise ModelError(f"{part.where}: block_out_channels is {json.dumps(widths)}; it must be a list of channels")
     if channels not in (1, 3, 4):
         raise ModelError(f"{part.where}: the autoencoder makes {channels} channels; a picture has 1, 3 or 4")
-    states = network.get("in_channels", 4 if network.get("_class_name") == TEXT_NETWORK_CLASS else 3)
+    takes_text = network.get("_class_name") == TEXT_NETWORK_CLASS
+    states = network.get("in_channels", 4 if takes_text else 3)
+    if takes_text and is_for_inpainting(network):
+        states = states // 2
     if config["latent_channels"] != states:
         raise ModelError(
             f"{part.where}: latents have {config['latent_channels']} channels, and the network takes {states}"
-            + ("; an inpainting model is not known to this tool" if states == 9 else "")
         )
     return config
 

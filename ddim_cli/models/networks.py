@@ -33,6 +33,12 @@ def _positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def is_for_inpainting(network: Mapping[str, Any]) -> bool:
+    """Whether a text-to-image network takes, behind a state, a mask of one channel and a state of what is known."""
+    taken, out = network.get("in_channels"), network.get("out_channels", 4)
+    return type(taken) is int and type(out) is int and taken == 2 * out + 1
+
+
 def checked_network(config: Mapping[str, Any], size: Size | None, where: str, in_pixels: bool = True) -> dict[str, Any]:
     """A UNet2DModel's config with what sampling needs filled in, for states of ``size``, by default its own.
 
@@ -65,7 +71,8 @@ def checked_text_network(config: Mapping[str, Any], size: Size | None, where: st
                 "not know"
             )
     _set_size(network, size, where)
-    _checked_channels(network, where)
+    if not is_for_inpainting(network):
+        _checked_channels(network, where)
     return network
 
 

@@ -52,6 +52,11 @@ def _facts(described: Mapping[str, Any]) -> dict[str, Any]:
         "Model": _model_name(source) if source else None,
         "Eta DDIM": _number(eta) if eta and "order" not in sampling else None,
         "Eta": _number(eta) if eta and "order" in sampling else None,
+        "Denoising strength": _number(sampling["strength"]) if "strength" in sampling else None,
+        "Variation seed": sampling.get("variation_seed"),
+        "Variation seed strength": _number(sampling["variation_strength"])
+        if "variation_strength" in sampling
+        else None,
         # Noise is drawn on the CPU on every device.
         "RNG": "CPU" if described["seed"] is not None else None,
         "Version": f"ddim-cli {version}" if version else None,

@@ -40,7 +40,9 @@ _OF_AN_ITEM = {"class": "classes", "prompt": "prompts"}
 # row, which has a class and prompts of its own.
 OF_AN_ITEM = ("between", "between_prompts", "latent", "inverted")
 ROW = "row"
-_OF_A_ROW = ("class", "prompt", "negative_prompt")
+_OF_A_ROW = ("class", "prompt", "negative_prompt", "init", "mask", "strength", "start_timestep")
+# What says of a picture where it was, which decides nothing.
+PLACE = "path"
 # What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
 # default: so folders of before stay what they were.
 _FROM_THE_START = {
@@ -89,7 +91,12 @@ def is_row(record: Mapping[str, Any]) -> bool:
 def row_settings(line: Mapping[str, Any]) -> dict[str, Any]:
     """What a row of items.jsonl adds to the identity of its run."""
     own = {key: value for key, value in line.items() if key not in ("name", "seed")}
-    return {f"sampling.{key}": value for key, value in {**own, ROW: {"seed": line.get("seed")}}.items()}
+    return {f"sampling.{key}": _unplaced(value) for key, value in {**own, ROW: {"seed": line.get("seed")}}.items()}
+
+
+def _unplaced(value: Any) -> Any:
+    """A value without where the picture that it is about lies."""
+    return {k: v for k, v in value.items() if k != PLACE} if isinstance(value, Mapping) else value
 
 
 def _table(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -101,7 +108,7 @@ def _deciding(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a section's values that can change a picture."""
     fields, kept = SECTIONS[section].model_fields, _FROM_THE_START.get(section, ())
     return {
-        f"{section}.{key}": value
+        f"{section}.{key}": _unplaced(value)
         for key, value in values.items()
         if key not in CANNOT_CHANGE_A_PICTURE[section]
         and (key in kept or key not in fields or value != fields[key].default)

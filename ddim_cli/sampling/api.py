@@ -29,7 +29,7 @@ from ddim_cli.sampling.outside import check_outside, guarded
 from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime_record, tf32
 from ddim_cli.sampling.record import item_record, make_record
 from ddim_cli.sampling.reporter import Reporter
-from ddim_cli.sampling.resolve import resolve, settle, without_refinement
+from ddim_cli.sampling.resolve import resolve, settle, with_init, without_refinement
 from ddim_cli.sampling.rows import rows_of
 from ddim_cli.sampling.sampler import make_sampler
 
@@ -143,7 +143,9 @@ def sample(
             f"sample: model is a {type(model).__name__}; it must be a source, a loaded model or a callable"
         )
     run = without_refinement(run)
-    plan: Sequence[Item] = SeedItems.of(run.config)
+    if run.init is None:
+        run = with_init(run, None if outside is None else _shape(outside, shape))
+    plan: Sequence[Item] = SeedItems.of(run.config, run.begins)
     asked = run.config
     if job is not None:
         run, plan = rows_of(job, run, None if outside is None else _shape(outside, shape))

@@ -62,7 +62,7 @@ class Target:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of what the body is given."""
-        return (self.rows // self.texts, *self.model.state_shape)
+        return (self.rows // self.texts, *self.model.input_shape)
 
     def facts(self) -> dict[str, Any]:
         """All that the code depends on."""

@@ -13,13 +13,14 @@ from ddim_cli.models.load import SamplingNetwork
 from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.writer import BackgroundWriter, not_written
 from ddim_cli.sampling.host import keep_memory
-from ddim_cli.sampling.items import Item
+from ddim_cli.sampling.items import Item, Kind, SeedItems
 from ddim_cli.sampling.job import Job
 from ddim_cli.sampling.loop import Denoiser, run_batches
 from ddim_cli.sampling.network import Networks
 from ddim_cli.sampling.precision import tf32
 from ddim_cli.sampling.product import Product
 from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.rows import RowItems
 from ddim_cli.sampling.sampler import make_sampler
 
 
@@ -78,6 +79,16 @@ def pending(job: Job, product: Product, overwrite: bool = False) -> Sequence[Ite
     return todo
 
 
+def by_kind(items: Sequence[Item]) -> Sequence[Item]:
+    """Items that can share a batch beside each other, otherwise in their order."""
+    if isinstance(items, RowItems):
+        return items.by_kind()
+    if isinstance(items, SeedItems):
+        return items
+    kinds: dict[Kind, int] = {}
+    return sorted(items, key=lambda item: kinds.setdefault(item.kind, len(kinds)))
+
+
 def execute(
     job: Job,
     product: Product,
@@ -104,6 +115,7 @@ def execute(
     denoiser = None
     with tf32(job.run.config.runtime.tf32):
         if todo:
+            todo = by_kind(todo)
             job = job.fitted(reporter)
             reporter.loading(job)
             network, compiled = networks.load(job.use(len(todo)), reporter)
@@ -133,7 +145,6 @@ def make_denoiser(job: Job, product: Product, network: SamplingNetwork, reporter
         job.device,
         job.dtype,
         keeps_x0=product.keeps_x0,
-        inverts=product.inverts,
         warn=reporter.warn,
     )
     sampler.prepare()

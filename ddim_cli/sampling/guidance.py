@@ -38,8 +38,8 @@ def with_text_guidance(network: StepNetwork, scale: float, guidance_rescale: flo
     The prediction is in float32, whatever the network's dtype.
     """
 
-    def guided(x: Tensor, i: Tensor, texts: Tensor) -> Tensor:
-        return guide(network(x, i, texts).float(), scale, guidance_rescale)
+    def guided(x: Tensor, i: Tensor, texts: Tensor, *others: Tensor) -> Tensor:
+        return guide(network(x, i, texts, *others).float(), scale, guidance_rescale)
 
     return guided
 

@@ -7,7 +7,7 @@ the run's record. A seed is one way to say an item; a latent, a slerp of noises 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ddim_cli.outputs.latents import LatentFile
 
 Shape = tuple[int, int, int]
+# Tells batches of items apart: what runs for one kind does not run for another.
+Kind = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,15 @@ class Latent:
 
 @dataclass(frozen=True)
 class Inversion:
-    """x_T is what DDIM inversion makes of a picture (DDIM, section 5.4): the batch first goes up the grid."""
+    """x_T is what DDIM inversion makes of a picture (DDIM, section 5.4): the batch first goes up the grid.
+
+    It goes up to where step ``begin`` of the grid starts: 0 is all of it. ``conditioning`` is what the network is told
+    on the way up.
+    """
 
     path: Path
+    conditioning: Conditioning = NOTHING
+    begin: int = 0
 
     def state(self, shape: Shape) -> Tensor:
         """The picture as x0, float32 [C, H, W] in [-1, 1]. Raises UsageError for a file that is no picture."""
@@ -108,7 +116,43 @@ class Inversion:
         return torch.from_numpy(read_input(self.path, shape)[1])
 
 
-Start = Noise | Slerp | Latent | Inversion
+@dataclass(frozen=True)
+class Between:
+    """x_T lies between the latents of two inverted pictures, on the sphere, at ``weight`` from 0 (the first) to 1."""
+
+    ends: tuple[Inversion, Inversion]
+    weight: float
+
+
+Start = Noise | Slerp | Latent | Inversion | Between
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A picture that sampling begins from, with noise added, and that stays where a mask is black.
+
+    Without ``mask`` all of it changes (SDEdit, arXiv:2108.01073).
+    """
+
+    picture: Path
+    mask: Path | None = None
+
+
+@dataclass(frozen=True)
+class Begins:
+    """How pictures of seeds begin: from noise, turned by ``variation`` (a seed, and how far towards its noise); and
+    with a ``canvas`` from that picture, at the step ``begin`` of the grid."""
+
+    variation: tuple[int, float] | None = None
+    begin: int = 0
+    canvas: Canvas | None = None
+
+    def start(self, seed: int) -> Noise | Slerp:
+        """Where the noise of a seed's picture comes from."""
+        if self.variation is None:
+            return Noise(seed)
+        other, weight = self.variation
+        return Slerp((seed, other), (weight,))
 
 
 @lru_cache(maxsize=16)
@@ -125,7 +169,8 @@ class Item:
 
     ``name`` is its file's stem; ``label`` what messages call it; ``seed`` what its sidecar names, None for a picture
     that no single seed makes; ``noise_seed`` the stream that its steps draw from, None for none; ``conditioning`` its
-    class or prompt; ``about`` what the sidecar's section ``sampling`` says besides.
+    class or prompt; ``about`` what the sidecar's section ``sampling`` says besides; ``begin`` the first step of the
+    grid that runs; ``canvas`` the picture it begins from, or whose parts it keeps.
     """
 
     name: str
@@ -135,6 +180,22 @@ class Item:
     noise_seed: int | None = None
     conditioning: Conditioning = NOTHING
     about: Mapping[str, Any] = field(default_factory=dict)
+    begin: int = 0
+    canvas: Canvas | None = None
+
+    @property
+    def inversions(self) -> tuple[Inversion, ...]:
+        """What has to be inverted before it can start."""
+        if isinstance(self.start, Between):
+            return self.start.ends
+        return (self.start,) if isinstance(self.start, Inversion) else ()
+
+    @property
+    def kind(self) -> Kind:
+        """What the items of a batch have in common."""
+        masked = self.canvas is not None and self.canvas.mask is not None
+        up = [(i.begin, i.conditioning.guidance_scale) for i in self.inversions]
+        return (self.begin, self.canvas is not None, masked, self.conditioning.guidance_scale, tuple(up))
 
     @property
     def class_number(self) -> int | None:
@@ -196,8 +257,17 @@ class Choices:
         )
 
 
-def seed_item(seed: int, conditioning: Conditioning = NOTHING) -> Item:
-    return Item(f"{seed:06d}", f"seed {seed}", Noise(seed), seed, seed, conditioning)
+def seed_item(seed: int, conditioning: Conditioning = NOTHING, begins: Begins = Begins()) -> Item:
+    return Item(
+        f"{seed:06d}",
+        f"seed {seed}",
+        begins.start(seed),
+        seed,
+        seed,
+        conditioning,
+        begin=begins.begin,
+        canvas=begins.canvas,
+    )
 
 
 def frame_item(name: str, start: Slerp, conditioning: Conditioning) -> Item:
@@ -225,11 +295,29 @@ def latent_item(start: Latent, conditioning: Conditioning) -> Item:
 
 
 def row_item(
-    name: str, label: str, start: Noise | Latent, seed: int | None, conditioning: Conditioning, facts: Mapping[str, Any]
+    name: str,
+    label: str,
+    start: Noise | Slerp | Latent,
+    seed: int | None,
+    conditioning: Conditioning,
+    facts: Mapping[str, Any],
+    begins: Begins = Begins(),
 ) -> Item:
-    """The item of a job file's row, whose sidecar says in ``sampling.row`` its seed; ``facts`` are of its latent."""
-    about = {ROW: {"seed": seed}, **({"latent": dict(facts)} if facts else {})}
-    return Item(name, label, start, seed, seed, conditioning, about)
+    """The item of a job file's row, whose sidecar says in ``sampling.row`` its seed.
+
+    ``facts`` are what it says of the latent or the picture that the row begins from.
+    """
+    return Item(
+        name,
+        label,
+        start,
+        seed,
+        seed,
+        conditioning,
+        {ROW: {"seed": seed}, **facts},
+        begin=begins.begin,
+        canvas=begins.canvas,
+    )
 
 
 def latent_facts(start: Latent) -> dict[str, Any]:
@@ -254,11 +342,12 @@ class SeedItems(Sequence["Item"]):
 
     seeds: Sequence[int]
     choices: Choices = Choices()
+    begins: Begins = Begins()
 
     @classmethod
-    def of(cls, config: Config) -> SeedItems:
+    def of(cls, config: Config, begins: Begins = Begins()) -> SeedItems:
         """The plan of a config's seeds."""
-        return cls(config.seeds(), Choices.of(config))
+        return cls(config.seeds(), Choices.of(config), begins)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -271,9 +360,9 @@ class SeedItems(Sequence["Item"]):
 
     def __getitem__(self, index: int | slice) -> Item | SeedItems:
         if isinstance(index, slice):
-            return SeedItems(self.seeds[index], self.choices)
+            return replace(self, seeds=self.seeds[index])
         seed = self.seeds[index]
-        return seed_item(seed, self.choices.of_seed(seed))
+        return seed_item(seed, self.choices.of_seed(seed), self.begins)
 
 
 def seeds_of(items: Sequence[Item]) -> Sequence[int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ddim_cli.diffusion.resampling import stretches
 from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
@@ -57,11 +58,27 @@ class Job:
         """What its network would be compiled for."""
         return network_target(self.run, self.device, self.dtype, self.batch_size)
 
+    @property
+    def steps_down(self) -> int:
+        """How many steps make an item's picture; of rows, which may begin anywhere, those of the whole grid."""
+        count, first = len(self.run.timesteps), next(iter(self.plan[:1]), None)
+        if first is None or self.run.of_rows:
+            return count
+        masked = first.canvas is not None and first.canvas.mask is not None
+        return sum(map(len, stretches(count - first.begin, self.run.config.sampling.resample if masked else 1)))
+
+    @property
+    def steps(self) -> int:
+        """How many steps an item takes, on all its ways together."""
+        first = next(iter(self.plan[:1]), None)
+        begin = 0 if first is None else first.begin
+        return self.steps_down + (self.passes - 1) * (len(self.run.timesteps) - begin)
+
     def use(self, images: int) -> Use:
         """What its network is wanted for, to make so many images."""
         # On the way up each step asks once more an iteration.
-        a_step = self.passes + (self.run.config.sampling.refine if self.passes > 1 else 0)
-        calls = a_step * -(-images // self.batch_size) * len(self.run.timesteps)
+        more = self.run.config.sampling.refine * len(self.run.timesteps) if self.passes > 1 else 0
+        calls = (self.steps + more) * -(-images // self.batch_size)
         return Use(self.target, self.run.config.runtime.compile, calls)
 
     def fitted(self, reporter: Reporter) -> Job:
@@ -112,13 +129,14 @@ def make_job(
     config = run.config
     if run.model.takes_text:
         check_installed()
-    plan = SeedItems.of(config) if plan is None else plan
-    if not any("inverted" in item.about for item in plan[:1]):
+    plan = SeedItems.of(config, run.begins) if plan is None else plan
+    if passes == 1 and not any("inverted" in item.about for item in plan[:1]):
         run = without_refinement(run)
         config = run.config
     device = choose_device(config.runtime.device)
     dtype = choose_dtype(config.runtime.dtype, device)
-    solver_of(config.sampling).table(config.scheduler, config.sampling, run.timesteps)
+    begin = run.init.begin if run.init is not None else 0
+    solver_of(config.sampling).table(config.scheduler, config.sampling, run.timesteps[begin:])
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
     batch_size = config.sampling.batch_size
     if not pads or batch_size == "auto":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ddim_cli.diffusion.coefficients import Coefficients, StepTable
+from ddim_cli.diffusion.resampling import stretches
 from ddim_cli.diffusion.solvers import Solver
 from ddim_cli.diffusion.step import X0Treatment, undone
 from ddim_cli.errors import RunError, UsageError, first_line
-from ddim_cli.models.conditions import Condition
+from ddim_cli.models.conditions import Condition, Conditioning
 from ddim_cli.models.decoders import Decoder
+from ddim_cli.sampling.begin import Beginnings, Canvases, Climb, Frame, Kept
 from ddim_cli.sampling.items import Inversion, Item
 from ddim_cli.sampling.network import StepNetwork
 from ddim_cli.sampling.noise import BatchNoise
@@ -29,6 +32,8 @@ OnHalved = Callable[[int], None]
 # Called with what runs slower than it could, and why.
 OnSlower = Callable[[str, str], None]
 NOT_CAPTURED = "the step cannot be captured as a CUDA graph, and runs kernel by kernel, which is slower"
+# Bytes of latents and of states on the way to them that are kept for items of later batches.
+KEPT_CLIMBS = 2**28
 # Steps that a GPU may be behind the host: enough to keep it busy, few enough for a progress bar to be true.
 STEPS_AHEAD = 8
 
@@ -77,29 +82,50 @@ class Pass:
     refinement: Refinement | None = None
 
 
+class Way(NamedTuple):
+    """The part of a grid that a batch goes: the ``steps`` between two jumps (see `resampling`), by their numbers on
+    the grid. ``first`` is the number of the first step that the table of the pass has."""
+
+    of: Pass
+    steps: list[range]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self.steps))
+
+
 @dataclass(frozen=True)
 class Sampler:
     """All that a batch needs besides its items.
 
     ``shape`` is (C, H, W) of a state, ``picture_shape`` of a picture, by default the same; ``dtype`` the network's;
-    ``up`` the pass of items that start from a picture to invert, where there are any; ``keeps_x0`` whether pictures
-    carry the result before it was rounded, and the latent of an inversion.
+    ``passes`` gives other passes than ``down``: from a step of the grid on, inverse ones (up the grid), and with
+    another guidance scale (None: the run's); ``keeps_x0`` whether pictures carry the result before it was rounded, and
+    the latent of an inversion; ``resample`` how often steps run beside a mask; ``inpaints`` whether the network takes
+    what is known as channels.
     """
 
     down: Pass
+    passes: Callable[[int, bool, float | None], Pass]
     shape: tuple[int, int, int]
     device: torch.device
     dtype: torch.dtype
-    up: Pass | None = None
     condition: Condition = field(default_factory=Condition)
     decoder: Decoder = field(default_factory=Decoder)
     keeps_x0: bool = True
     picture_shape: tuple[int, int, int] | None = None
+    resample: int = 1
+    inpaints: bool = False
 
     @property
     def runs_ahead(self) -> bool:
         """Whether calls return before they are done: on a GPU, where the step is a graph and a batch is in flight."""
         return self.device.type == "cuda"
+
+    @property
+    def up(self) -> Pass:
+        """The pass from pictures to their latents."""
+        return self.passes(0, True, None)
 
     def prepare(self) -> None:
         """Load what else is needed, where it is to stay: so that it is not counted as time of the first batch."""
@@ -108,12 +134,42 @@ class Sampler:
 
     def conditions(self, items: Sequence[Item], rows: int) -> tuple[Tensor, ...]:
         """What the network takes after x and the step, for ``rows`` rows; the last item pads them."""
-        wanted = [item.conditioning for item in items]
-        return self.condition.of([*wanted, *wanted[-1:] * (rows - len(items))], self.device)
+        return self.conditions_of([item.conditioning for item in items], rows)
+
+    def conditions_of(self, wanted: Sequence[Conditioning], rows: int) -> tuple[Tensor, ...]:
+        """As `conditions`."""
+        return self.condition.of([*wanted, *list(wanted)[-1:] * (rows - len(wanted))], self.device)
 
     def noise(self, items: Sequence[Item], rows: int) -> BatchNoise:
-        """What the items start from, and the noise of their steps."""
-        return BatchNoise(items, rows, self.shape, self.device, self.decoder.encode, self.picture_shape)
+        """The noise that items begin with, and that of their steps."""
+        return BatchNoise(items, rows, self.shape, self.device)
+
+    def beginnings(self) -> Beginnings:
+        """What begins batches."""
+        canvases = Canvases(self.decoder, self.picture_shape or self.shape)
+        return Beginnings(self.shape, self.device, canvases, self.down.table, self.inpaints)
+
+    def way_down(self, begin: int, guidance_scale: float | None, masked: bool) -> Way:
+        """From step ``begin`` of the grid to its end."""
+        count = len(self.down.table) - begin
+        steps = stretches(count, self.resample if masked else 1)
+        of, first = self._pass(begin, False, guidance_scale)
+        return Way(of, [range(part.start + begin, part.stop + begin) for part in steps], first)
+
+    def way_up(self, begin: int, guidance_scale: float | None) -> Way:
+        """From a picture to where step ``begin`` of the grid starts."""
+        of, _ = self._pass(begin, True, guidance_scale)
+        return Way(of, [range(len(self.down.table) - begin)])
+
+    def _pass(self, begin: int, inverse: bool, guidance_scale: float | None) -> tuple[Pass, int]:
+        """A pass that has all steps from ``begin`` on, and the number of its first one.
+
+        A step of DDIM is the same on a part of the grid; one of higher order depends on where the grid begins.
+        """
+        begin = begin if self.down.solver.order > 1 else 0
+        if not begin and not inverse and guidance_scale is None:
+            return self.down, 0
+        return self.passes(begin, inverse, guidance_scale), 0 if inverse else begin
 
 
 class Picture(NamedTuple):
@@ -184,9 +240,6 @@ class Stepper:
         self.residual = torch.zeros(rows, device=device)
         self._run: Callable[[], None] = self._step
 
-    def __len__(self) -> int:
-        return len(self._pass.table)
-
     def _step(self) -> None:
         output = self._pass.network(self.x.to(self._dtype), self._i, *self._condition)
         if output.shape != self.x.shape:
@@ -225,13 +278,17 @@ class Stepper:
         return self
 
     def begin(self, x: Tensor, condition: tuple[Tensor, ...]) -> None:
-        """Start a batch at the states ``x``."""
+        """Start a batch at the states ``x``, with the first step of the pass."""
         self.x.copy_(x)
-        self._i.zero_()
+        self.turn_to(0)
         for buffer in (self.residual, *self._state):
             buffer.zero_()
         for buffer, value in zip(self._condition, condition, strict=True):
             buffer.copy_(value)
+
+    def turn_to(self, i: int) -> None:
+        """Have step ``i`` of the pass be the next."""
+        self._i.fill_(i)
 
     def step(self, noise: BatchNoise) -> None:
         """The next step of the batch, with the noise it draws, if it draws any."""
@@ -242,22 +299,52 @@ class Stepper:
 
 def denoise(
     stepper: Stepper,
+    way: Way,
     x: Tensor,
     condition: tuple[Tensor, ...],
     noise: BatchNoise,
     on_step: OnStep,
     observer: Observer | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
-    """All steps of a pass. Returns the final states, float32 [B, C, H, W]: a buffer that the next batch overwrites."""
+    """All steps of a way, from the states ``x`` on. What is ``kept`` is put back after each.
+
+    Returns the final states, float32 [B, C, H, W]: a buffer that the next batch overwrites.
+    """
     stepper.begin(x, condition)
     if observer is not None:
         observer.begin(stepper.x)
-    for i in range(len(stepper)):
-        stepper.step(noise)
-        if observer is not None:
-            observer.step(i, stepper.x, stepper.x0)
-        on_step(i + 1)
+    done = 0
+    for n, part in enumerate(way.steps):
+        if n:
+            assert kept is not None  # without a mask nothing jumps
+            kept.rise(stepper.x, way.steps[n - 1].stop - 1, part.start, noise.draw())
+        stepper.turn_to(part.start - way.first)
+        for i in part:
+            stepper.step(noise)
+            if kept is not None:
+                kept.put_back(i, stepper.x)
+            if observer is not None:
+                observer.step(i, stepper.x, stepper.x0)
+            done += 1
+            on_step(done)
     return stepper.x
+
+
+class _States(Observer):
+    """Keeps the states of a pass, and those it began with; and tells another observer."""
+
+    def __init__(self, other: Observer | None = None):
+        self._other = other or Observer()
+        self.found: list[Tensor] = []
+
+    def begin(self, x: Tensor) -> None:
+        self.found.append(x.cpu().clone())
+        self._other.begin(x)
+
+    def step(self, i: int, x: Tensor, x0: Tensor) -> None:
+        self.found.append(x.cpu().clone())
+        self._other.step(i, x, x0)
 
 
 class Pace:
@@ -318,8 +405,7 @@ class Launched:
     finite: Tensor
     pixels: Tensor
     x0: Tensor | None
-    latent: Tensor | None
-    residual: Tensor | None
+    climbs: Sequence[Climb | None]
     observer: Observer | None
     known: Sequence[Mapping[str, Any]]
     copied: torch.cuda.Event | None
@@ -339,14 +425,14 @@ class Launched:
                 item,
                 pixels[i],
                 None if self.x0 is None else self.x0[i],
-                None if self.latent is None else self.latent[i],
+                None if climb is None else climb.latent,
                 seconds,
                 self.rows,
                 None if self.observer is None else self.observer.seen(i),
                 self.known[i],
-                None if self.residual is None else self.residual[i].item(),
+                None if climb is None or climb.residual is None else climb.residual.item(),
             )
-            for i, item in enumerate(self.items)
+            for i, (item, climb) in enumerate(zip(self.items, self.climbs, strict=True))
         ]
 
 
@@ -362,6 +448,8 @@ class Denoiser:
         self.sampler, self._watch, self._on_slower = sampler, watch, on_slower
         self._steppers: dict[int, Stepper] = {}
         self._rows = 0
+        self._beginnings = sampler.beginnings()
+        self._climbs: dict[Inversion, Climb] = {}
 
     def forget(self) -> None:
         """Give back what is kept for batches of one size."""
@@ -400,9 +488,11 @@ class Denoiser:
         """Sample ``items`` as one batch of ``rows`` rows. Raises UsageError for an item whose start cannot be read."""
         started, sampler = time.perf_counter(), self.sampler
         observer = self._watch(items, sampler.decoder) if self._watch is not None else None
-        x, latent, residual = self._run(items, rows, on_step, observer)
+        x, frame, climbs = self._run(items, rows, on_step, observer)
         x = x[: len(items)]
         finite, decoded = to_host(x.isfinite().flatten(1).all(1)), sampler.decoder.decode(x)
+        if frame is not None:
+            decoded = frame.around(decoded)
         pixels, x0 = to_host(to_uint8(decoded)), to_host(decoded) if sampler.keeps_x0 else None
         sampler.decoder.release()
         known = [sampler.condition.facts(item.conditioning) for item in items]
@@ -410,7 +500,7 @@ class Denoiser:
         if x.device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(x.device))
-        return Launched(self, items, rows, started, finite, pixels, x0, latent, residual, observer, known, copied)
+        return Launched(self, items, rows, started, finite, pixels, x0, climbs, observer, known, copied)
 
     def _run(
         self,
@@ -419,28 +509,77 @@ class Denoiser:
         on_step: OnStep,
         observer: Observer | None,
         up_observer: Observer | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The final states of a batch, and the latents of its inversion with their residuals."""
-        sampler, done = self.sampler, 0
+    ) -> tuple[Tensor, Frame | None, list[Climb | None]]:
+        """The final states of a batch, what is around them, and of each item that was inverted what came of that."""
+        sampler, first = self.sampler, items[0]
         if sampler.runs_ahead:
             on_step = Pace(sampler.device, on_step)
-        condition, noise = sampler.conditions(items, rows), sampler.noise(items, rows)
-        x, latent, residual = noise.initial(), None, None
-        if sampler.up is not None and isinstance(items[0].start, Inversion):
-            up = self._stepper(sampler.up, rows, condition)
-            x = denoise(up, x, condition, noise, on_step, up_observer)
-            residual = to_host(up.residual[: len(items)]) if sampler.up.refinement is not None else None
-            latent = to_host(x[: len(items)]) if sampler.keeps_x0 else None
-            done = len(sampler.up.table)
-        down = self._stepper(sampler.down, rows, condition)
-        x = denoise(down, x, condition, noise, lambda steps: on_step(done + steps), observer)
-        return x, latent, residual
+        noise = sampler.noise(items, rows)
+        before = self._climb(items, rows, on_step, up_observer)
+        begun = self._beginnings.of(items, rows, noise, self._climbs)
+        condition = sampler.conditions(items, rows)
+        if begun.channels is not None:
+            condition = (*condition, begun.channels)
+        way = sampler.way_down(first.begin, first.conditioning.guidance_scale, begun.kept is not None)
+        stepper = self._stepper(way.of, rows, condition)
+        x = denoise(
+            stepper, way, begun.states, condition, noise, lambda done: on_step(before + done), observer, begun.kept
+        )
+        climbs = [self._climbs[item.start] if isinstance(item.start, Inversion) else None for item in items]
+        return x, begun.frame, climbs
+
+    def _climb(self, items: Sequence[Item], rows: int, on_step: OnStep, observer: Observer | None) -> int:
+        """Invert what the items start from, unless it is known from a batch before; how many steps were told of."""
+        wanted = dict.fromkeys(inversion for item in items for inversion in item.inversions)
+        if not wanted:
+            return 0
+        sampler, first = self.sampler, next(iter(wanted))
+        masked = items[0].canvas is not None
+        way = sampler.way_up(first.begin, first.conditioning.guidance_scale)
+        # States on the way are large, and needed beside a mask alone.
+        known = {i: climb for i, climb in self._climbs.items() if not masked or climb.states}
+        missing = [inversion for inversion in wanted if inversion not in known or observer is not None]
+        parts = [missing[start : start + rows] for start in range(0, len(missing), rows)]
+        for n, part in enumerate(parts):
+
+            def tell(done: int, n: int = n) -> None:
+                on_step((n * len(way) + done) // len(parts))
+
+            known |= self._climbed(part, rows, way, tell, observer, masked)
+        self._climbs = _within({**self._climbs, **known}, wanted)
+        return len(way)
+
+    def _climbed(
+        self,
+        inversions: Sequence[Inversion],
+        rows: int,
+        way: Way,
+        on_step: OnStep,
+        observer: Observer | None,
+        masked: bool,
+    ) -> dict[Inversion, Climb]:
+        """What the way up makes of as many pictures as there are rows, or fewer."""
+        sampler = self.sampler
+        noise = BatchNoise((), rows, sampler.shape, sampler.device)
+        pictures = [self._beginnings.picture(inversion) for inversion in inversions]
+        condition = sampler.conditions_of([inversion.conditioning for inversion in inversions], rows)
+        stepper = self._stepper(way.of, rows, condition)
+        states = _States(observer)
+        x = denoise(stepper, way, noise.padded(pictures), condition, noise, on_step, states if masked else observer)
+        latents, residuals = x.cpu().clone(), stepper.residual.cpu().clone()
+        refined = way.of.refinement is not None
+        return {
+            inversion: Climb(
+                latents[row], residuals[row] if refined else None, tuple(level[row] for level in states.found)
+            )
+            for row, inversion in enumerate(inversions)
+        }
 
     def explain_not_finite(self, item: Item, rows: int) -> RunError:
         """Run one item again, looking at every step, to name the first whose result is NaN or infinite."""
         sampler = self.sampler
         down = _FirstNotFinite(sampler.down)
-        up = None if sampler.up is None else _FirstNotFinite(sampler.up, " of the inversion")
+        up = _FirstNotFinite(sampler.up, " of the inversion") if item.inversions else None
         self._run([item], rows, lambda done: None, down, up)
         found = (up.found if up is not None else None) or down.found
         if found is None:
@@ -449,12 +588,32 @@ class Denoiser:
         return RunError(f"{item.label}: {found}; {remedy}")
 
 
+def _within(climbs: dict[Inversion, Climb], wanted: Iterable[Inversion]) -> dict[Inversion, Climb]:
+    """Those of ``climbs`` that memory is spent on: the ``wanted``, and behind them as many as fit."""
+    kept = {inversion: climbs[inversion] for inversion in wanted}
+    left = KEPT_CLIMBS - sum(map(_bytes, kept.values()))
+    for inversion, climb in reversed(climbs.items()):
+        if inversion not in kept and (left := left - _bytes(climb)) > 0:
+            kept[inversion] = climb
+    return kept
+
+
+def _bytes(climb: Climb) -> int:
+    return climb.latent.nbytes * (1 + len(climb.states))
+
+
+def _batch(items: Sequence[Item], start: int, most: int) -> list[Item]:
+    """The items from ``start`` on that run together: of one kind, and no more than ``most``."""
+    batch = [items[i] for i in range(start, min(start + most, len(items)))]
+    return list(itertools.takewhile(lambda item: item.kind == batch[0].kind, batch))
+
+
 def _launches(
     denoiser: Denoiser, items: Sequence[Item], batch_size: int, on_step: OnStep, on_halved: OnHalved
 ) -> Iterator[Launched]:
     start, sampler = 0, denoiser.sampler
     while start < len(items):
-        batch = [items[i] for i in range(start, min(start + batch_size, len(items)))]
+        batch = _batch(items, start, batch_size)
         launched = None
         try:
             launched = denoiser.launch(batch, batch_size, on_step)

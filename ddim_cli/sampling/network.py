@@ -53,6 +53,16 @@ def with_projections(network: SamplingNetwork, timesteps: Tensor) -> StepNetwork
     return step
 
 
+def with_channels(network: StepNetwork) -> StepNetwork:
+    """A network for inpainting, given as the last of its conditions what it takes as channels behind x."""
+
+    def step(x: Tensor, i: Tensor, *context: Tensor) -> Tensor:
+        *others, channels = context
+        return network(torch.cat([x, channels.to(x.dtype)], dim=1), i, *others)
+
+    return step
+
+
 @dataclass(frozen=True)
 class Use:
     """What a network is wanted for: ``calls`` of it tell whether a build of compiled code would pay.

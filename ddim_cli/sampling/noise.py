@@ -6,52 +6,34 @@ depends on its seed alone, on every device and in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ddim_cli.sampling.items import Inversion, Item, Noise, Shape
+from ddim_cli.sampling.items import Item, Shape
 
 
 class BatchNoise:
-    """The initial states and the noise of a batch of ``rows`` rows; the last item pads it.
+    """The noise of a batch of ``rows`` rows; the last item pads it. ``shape`` is (C, H, W) of a state."""
 
-    ``shape`` is (C, H, W) of a state. ``encode`` makes a state of a picture that is to be inverted, [1, C', H', W'] ->
-    [1, C, H, W], of ``picture_shape``.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        rows: int,
-        shape: Shape,
-        device: torch.device,
-        encode: Callable[[Tensor], Tensor] = lambda picture: picture,
-        picture_shape: Shape | None = None,
-    ):
-        self._items, self._rows, self._shape, self._device = items, rows, shape, device
-        self._encode, self._picture_shape = encode, picture_shape or shape
+    def __init__(self, items: Sequence[Item], rows: int, shape: Shape, device: torch.device):
+        self._rows, self._shape, self._device = rows, shape, device
         self._generators = [
             None if item.noise_seed is None else torch.Generator("cpu").manual_seed(item.noise_seed) for item in items
         ]
 
-    def initial(self) -> Tensor:
-        """The states that the items start from, float32 [B, C, H, W] on the device. Call it once, and first."""
-        states = self._normal()
-        for row, item in zip(states, self._items, strict=False):
-            # A stream's first draw is its initial noise, also where an item starts from something else.
-            if isinstance(item.start, Inversion):
-                row.copy_(self._encode(item.start.state(self._picture_shape)[None])[0])
-            elif not (isinstance(item.start, Noise) and item.start.seed == item.noise_seed):
-                row.copy_(item.start.state(self._shape))
-        return self._padded(states)
+    def stream(self, row: int) -> torch.Generator | None:
+        """What the item in this row draws from; None for one that draws nothing."""
+        return self._generators[row]
+
+    def draw_of(self, row: int) -> Tensor:
+        """The next noise of one item, standard normal float32 [C, H, W] on the host; 0 for one that draws nothing."""
+        generator = self._generators[row]
+        return torch.zeros(self._shape) if generator is None else torch.randn(self._shape, generator=generator)
 
     def draw(self) -> Tensor:
         """The noise of the next step, standard normal float32 [B, C, H, W] on the device; 0 for an item without."""
-        return self._padded(self._normal())
-
-    def _normal(self) -> Tensor:
         # From pinned memory a copy to a GPU does not wait for the steps before it: the host draws ahead of need.
         noise = torch.empty(self._rows, *self._shape, pin_memory=self._device.type == "cuda")
         for row, generator in zip(noise, self._generators, strict=False):
@@ -59,8 +41,12 @@ class BatchNoise:
                 row.zero_()
             else:
                 torch.randn(self._shape, generator=generator, out=row)
-        return noise
+        noise[len(self._generators) :] = noise[len(self._generators) - 1]
+        return noise.to(self._device, non_blocking=self._device.type == "cuda")
 
-    def _padded(self, values: Tensor) -> Tensor:
-        values[len(self._items) :] = values[len(self._items) - 1]
-        return values.to(self._device, non_blocking=self._device.type == "cuda")
+    def padded(self, values: Sequence[Tensor]) -> Tensor:
+        """One value an item, [...] on the host, as a batch [B, ...] on the device."""
+        batch = torch.stack([*values, *list(values)[-1:] * (self._rows - len(values))])
+        if self._device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self._device, non_blocking=self._device.type == "cuda")

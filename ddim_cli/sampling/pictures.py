@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ class Input:
     """A picture that was read.
 
     ``pixels_sha256`` is of its pixels as they are in the file; ``conversion`` what was done to them, in the order in
-    which it was done.
+    which it was done; ``size`` its height and width before, turned as its EXIF orientation says.
     """
 
     path: Path
     pixels_sha256: str
     conversion: tuple[str, ...]
+    size: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -35,7 +37,7 @@ class Input:
         return self.path.stem
 
     def facts(self) -> dict[str, Any]:
-        """The entry ``sampling.inverted`` of what is made of it."""
+        """What the sidecar of a picture that is made of it says of it."""
         return {"file": self.path.name, "pixels_sha256": self.pixels_sha256, "conversion": list(self.conversion)}
 
 
@@ -89,8 +91,56 @@ def read_input(path: Path, shape: tuple[int, int, int]) -> tuple[Input, np.ndarr
         UsageError: for a file that is no picture, or one whose values have no known range.
     """
     steps: list[str] = []
+    image, pixels_sha256 = _opened(path, steps)
+    channels, height, width = shape
+    values = _with_channels(image, channels, steps, path)
+    size = (values.shape[0], values.shape[1])
+    values = _resized(_cropped(values, height / width, steps), (height, width), steps)
+    x0 = np.ascontiguousarray(values.transpose(2, 0, 1)) * np.float32(2) - np.float32(1)
+    return Input(path, pixels_sha256, tuple(steps), size), x0
+
+
+def read_mask(path: Path, of: Input, shape: tuple[int, int, int]) -> tuple[Input, np.ndarray]:
+    """Read the mask of a picture that was read for a network of ``shape`` (C, H, W): white is made anew, grey blends.
+
+    One of another size than the picture is resized to it; then it goes the way of the picture. Where it is resized, its
+    values are averaged over squares, so that what is black all around stays black.
+
+    Returns:
+        what was read, and the mask, float32 [1, H, W] from 0 to 1.
+
+    Raises:
+        UsageError: for a file that is no picture, and for a mask without a spot that is not black.
+    """
+    steps: list[str] = []
+    image, pixels_sha256 = _opened(path, steps)
+    values = _with_channels(image, 1, steps, path)
+    size = (values.shape[0], values.shape[1])
+    if not values.any():
+        raise UsageError(
+            f"{path}: the mask is black everywhere, so nothing would be made anew; make white what is to be"
+        )
+    _, height, width = shape
+    values = _resized(values, of.size, steps, Image.Resampling.BOX)
+    values = _resized(_cropped(values, height / width, steps), (height, width), steps, Image.Resampling.BOX)
+    if not values.any():
+        raise UsageError(f"{path}: what is white in the mask is cropped away with the picture's edges")
+    return Input(path, pixels_sha256, tuple(steps), size), np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def pixels_hash(path: Path) -> str:
+    """The ``pixels_sha256`` that `Input` has of a picture. Raises UsageError for a file that is none."""
+    return _opened(path, [])[1]
+
+
+def _opened(path: Path, steps: list[str]) -> tuple[Image.Image, str]:
+    """A picture, turned as its EXIF orientation says, and the hash of its pixels. Raises UsageError."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():
+            # Pillow warns of pictures that are large, and refuses those of twice that size.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             if getattr(image, "n_frames", 1) > 1:
                 steps.append(f"the first of {image.n_frames} frames")
             deep = ";16" in str(image.tile)
@@ -101,16 +151,17 @@ def read_input(path: Path, shape: tuple[int, int, int]) -> tuple[Input, np.ndarr
             turned = ImageOps.exif_transpose(image)
             if image.getexif().get(0x0112, 1) != 1:
                 steps.append("turned as its EXIF orientation says")
-    except UsageError:
-        raise
+            return turned, pixels_sha256
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except Image.DecompressionBombError:
+        raise UsageError(
+            f"{path}: has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which may be a trap; make it smaller "
+            "first"
+        ) from None
     except Exception:
         # Pillow meets damage, and what is no picture, with errors of many kinds.
-        raise UsageError(f"{path}: cannot be read as a picture") from None
-    channels, height, width = shape
-    values = _with_channels(turned, channels, steps, path)
-    values = _resized(_cropped(values, height / width, steps), (height, width), steps)
-    x0 = np.ascontiguousarray(values.transpose(2, 0, 1)) * np.float32(2) - np.float32(1)
-    return Input(path, pixels_sha256, tuple(steps)), x0
+        raise UsageError(f"{path}: cannot be read as a picture: it is none, or is damaged or cut off") from None
 
 
 def _hash(image: Image.Image) -> str:
@@ -171,14 +222,19 @@ def _cropped(values: np.ndarray, aspect: float, steps: list[str]) -> np.ndarray:
     return values[top : top + new_height, left : left + new_width]
 
 
-def _resized(values: np.ndarray, size: tuple[int, int], steps: list[str]) -> np.ndarray:
-    """By Lanczos, which averages where a picture is made smaller."""
+def _resized(
+    values: np.ndarray,
+    size: tuple[int, int],
+    steps: list[str],
+    filter: Image.Resampling = Image.Resampling.LANCZOS,
+) -> np.ndarray:
+    """By Lanczos unless said otherwise, which averages where a picture is made smaller."""
     height, width = values.shape[:2]
     if (height, width) == size:
         return values
     steps.append(f"resized from {width} x {height} to {size[1]} x {size[0]}")
     planes = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size[::-1], Image.Resampling.LANCZOS))
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size[::-1], filter))
         for plane in np.moveaxis(values, 2, 0)
     ]
     # The filter overshoots at edges.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Ending:
 class Product:
     """A PNG and a sidecar for each item, named after it."""
 
-    # Whether `save` needs the final states, and whether items go up the grid before they come down it.
-    keeps_x0 = inverts = False
+    # Whether `save` needs the final states, and the latents of inversions.
+    keeps_x0 = False
     # Who watches a batch.
     watch: Watch | None = None
 
@@ -148,7 +148,7 @@ class SeedPictures(Product):
 
     def missing(self, job: Job, items: Sequence[Item]) -> Sequence[Item]:
         if isinstance(items, SeedItems):
-            return SeedItems(job.folder.missing(items.seeds, job.identity), items.choices)
+            return replace(items, seeds=job.folder.missing(items.seeds, job.identity))
         return super().missing(job, items)
 
     def plan(self, job: Job) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _ALWAYS = ("steps", "eta", "timesteps", "variance", "use_clipped_model_output")
 # What has a meaning for latent models alone.
 _OF_LATENTS = {"offload", "tile"}
 # Settings that came later: a record has them where they are not their defaults, so that those of before stay the same.
-_LATER = {"order", "refine"}
+_LATER = {"order", "refine", "resample", "variation_strength"}
 _OF_GUIDANCE = ("guidance_scale", "guidance_rescale")
 
 
@@ -34,9 +34,14 @@ def sampling_record(run: Run) -> dict[str, Any]:
         value = getattr(settings, key)
         if key not in record and key not in _OF_THE_PLAN and key not in _OF_GUIDANCE and value != field.default:
             record[key] = value
+    if not settings.variation_strength:
+        # Nothing is turned towards it.
+        record.pop("variation_seed", None)
     if isinstance(settings.prompt, tuple):
         # `prompt` is that of one picture, as `class` is.
         record["prompts"] = list(record.pop("prompt"))
+    if run.init is not None:
+        record |= run.init.about
     if settings.guidance_scale != 1:
         record |= {key: getattr(settings, key) for key in _OF_GUIDANCE}
         if run.config.model.null_class is not None or run.takes_classes:

@@ -18,7 +18,10 @@ from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
 from ddim_cli.outputs.sidecar import ROW, SCHEMA, STRIP_SCHEMA, first_difference, is_row, run_identity
 from ddim_cli.outputs.store import read_json
+from ddim_cli.sampling.init import FACTS
 from ddim_cli.sampling.items import (
+    Begins,
+    Canvas,
     Item,
     Latent,
     Noise,
@@ -30,6 +33,7 @@ from ddim_cli.sampling.items import (
     row_item,
     seed_item,
 )
+from ddim_cli.sampling.pictures import pixels_hash
 from ddim_cli.sampling.resolve import Run, resolve
 
 
@@ -118,8 +122,10 @@ def _check_record(record: Any, path: Path) -> None:
         raise UsageError(f"{path}: was made from Python with a network of its own, which only that program has")
 
 
-def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> Item:
+def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path], inits: Sequence[Path]) -> Item:
     """The item that makes a picture again; latents are looked for beside it, and in the folders ``latents``.
+
+    Pictures that it began from are looked for where they were, beside it, and in ``inits``.
 
     Raises:
         UsageError: for a picture of no seed that does not say what else it is of, and for a latent that is not there.
@@ -128,11 +134,11 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> 
     try:
         condition = conditioning_of(sampling)
         if ROW in sampling:
-            return _row_of(sampling, path, condition, latents)
+            return _row_of(sampling, path, condition, latents, inits)
         if isinstance(condition.prompt, Blend) and record["seed"] is not None:
             return blend_item(name, record["seed"], condition.prompt, condition.negative_prompt)
         if record["seed"] is not None:
-            return seed_item(record["seed"], condition)
+            return seed_item(record["seed"], condition, _begins_of(sampling, path, inits))
         if "between" in sampling:
             facts = sampling["between"]
             weight = facts["weight"]
@@ -152,16 +158,55 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path]) -> 
     raise UsageError(f"{path}: is of no seed, and does not say what it started from")
 
 
-def _row_of(sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, latents: Sequence[Path]) -> Item:
+def _row_of(
+    sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, folders: Sequence[Path], inits: Sequence[Path]
+) -> Item:
     """The item of a job file's row. Raises as `_item_of`, and what a section of another shape raises."""
-    seed, facts = sampling[ROW]["seed"], sampling.get("latent", {})
-    if facts:
-        start: Noise | Latent = _find_latent(facts["file"], facts.get("index"), facts["sha256"], path, latents)
+    seed, facts = sampling[ROW]["seed"], {key: sampling[key] for key in ("latent", *FACTS) if key in sampling}
+    begins = _begins_of(sampling, path, inits)
+    start: Noise | Slerp | Latent
+    if "latent" in facts:
+        latent = facts["latent"]
+        start = _find_latent(latent["file"], latent.get("index"), latent["sha256"], path, folders)
     else:
         if type(seed) is not int:
             raise TypeError
-        start = Noise(seed)
-    return row_item(path.stem, path.stem, start, seed, conditioning, facts)
+        start = begins.start(seed)
+    return row_item(path.stem, path.stem, start, seed, conditioning, facts, begins)
+
+
+def _begins_of(sampling: Mapping[str, Any], path: Path, inits: Sequence[Path]) -> Begins:
+    """How a picture began that is of a seed. Raises as `_row_of`."""
+    variation = None
+    if sampling.get("variation_strength"):
+        variation = (sampling["variation_seed"], sampling["variation_strength"])
+    if "init" not in sampling:
+        return Begins(variation)
+    canvas = Canvas(*(find_picture(sampling[key], path, inits) for key in ("init", "mask") if key in sampling))
+    return Begins(variation, sampling["timesteps"].index(sampling["start_timestep"]), canvas)
+
+
+def find_picture(facts: Mapping[str, Any], sidecar: Path, places: Sequence[Path] = ()) -> Path:
+    """Where a picture is that a sidecar names: where it was, beside the sidecar, or in ``places``, files or folders.
+
+    Raises UsageError where it is in none of them, or has changed.
+    """
+    name, was = facts["file"], Path(facts["path"])
+    candidates = [place if place.is_file() else place / name for place in places] + [was, sidecar.parent / name]
+    there = [candidate for candidate in candidates if candidate.is_file()]
+    for candidate in there:
+        if pixels_hash(candidate) == facts["pixels_sha256"]:
+            return candidate
+    looked = ", ".join(str(candidate) for candidate in candidates)
+    raise UsageError(
+        f"{sidecar}: the picture that it began from, {name}, "
+        + (
+            f"has changed since: {there[0]} has other pixels"
+            if there
+            else f"is not there any more (looked for {looked})"
+        )
+        + "; say where it is with --init"
+    )
 
 
 def conditioning_of(sampling: Mapping[str, Any]) -> Conditioning:
@@ -192,11 +237,12 @@ def _find_latent(name: str, index: int | None, sha256: str, path: Path, folders:
     )
 
 
-def read_original(path: Path, latents: Sequence[Path] = ()) -> Original | None:
+def read_original(path: Path, latents: Sequence[Path] = (), inits: Sequence[Path] = ()) -> Original | None:
     """What ``path``, a sidecar or a PNG, says of a picture.
 
     None for run.json and grid.png, which a pattern such as DIR/* catches too. ``latents`` are files, or folders of
-    them, in which latents are looked for that do not lie beside it. Raises UsageError for anything else.
+    them, in which latents are looked for that do not lie beside it, ``inits`` such for pictures that it began from.
+    Raises UsageError for anything else.
     """
     if path.is_dir():
         strips = OutputFolder(path).strips() and not OutputFolder(path).numbered("json")
@@ -213,7 +259,7 @@ def read_original(path: Path, latents: Sequence[Path] = ()) -> Original | None:
         if record is not None and record.get("schema") == RUN_SCHEMA:
             return None
     _check_record(record, path)
-    return Original(path, record, picture if picture.exists() else None, _item_of(record, path, latents))
+    return Original(path, record, picture if picture.exists() else None, _item_of(record, path, latents, inits))
 
 
 def group_originals(originals: Iterable[Original]) -> list[Group]:
@@ -287,10 +333,21 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         runtime__compile="auto" if original.runtime.get("compile") else False,
     )
     plan = layer(output__dir=str(folder), output__grid=grid)
+    canvas = None if group.of_rows else original.item.canvas
+    if canvas is not None:
+        # They may have moved since.
+        found = _found(canvas)
+        plan = Layer({**plan.values, **found}, {**plan.origins, **dict.fromkeys(found, origin)})
     model = [] if moved else [model_layer(original.record, original.file)]
     run = resolve([settings, ran, *model, *overrides, plan], conditions_follow=group.of_rows)
     classes = group.of_rows and original.item.class_number is not None
     return replace(run, of_rows=group.of_rows, classes_follow=classes)
+
+
+def _found(canvas: Canvas) -> dict[str, str]:
+    """The settings that name a canvas."""
+    mask = {} if canvas.mask is None else {"sampling.mask": str(canvas.mask)}
+    return {"sampling.init": str(canvas.picture), **mask}
 
 
 def check_same_pictures(group: Group, record: Mapping[str, Any]) -> None:

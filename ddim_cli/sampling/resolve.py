@@ -16,6 +16,8 @@ from ddim_cli.diffusion.grids import timestep_grid
 from ddim_cli.diffusion.rules import check_combination
 from ddim_cli.errors import ConfigError, ModelError
 from ddim_cli.models.describe import ModelDescription, describe_model
+from ddim_cli.sampling.init import Init, check_beginning, named, read_init
+from ddim_cli.sampling.items import Begins, Shape
 
 # A network only makes sense of the diffusion it was trained on.
 TRAINED_KEYS = (
@@ -35,6 +37,7 @@ class Run:
     """Settings that hold together, the model they are for (None where none was looked up) and the grid that runs.
 
     ``of_rows``: its pictures are the rows of a job file, which bring prompts and, with ``classes_follow``, classes.
+    ``init`` is the picture that all of them begin from, where there is one.
     """
 
     resolved: Resolved
@@ -43,10 +46,19 @@ class Run:
     warnings: tuple[str, ...] = ()
     of_rows: bool = False
     classes_follow: bool = False
+    init: Init | None = None
 
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    @property
+    def begins(self) -> Begins:
+        """How the pictures of its seeds begin."""
+        settings = self.config.sampling
+        turned = settings.variation_seed is not None and settings.variation_strength > 0
+        variation = (settings.variation_seed or 0, settings.variation_strength) if turned else None
+        return Begins(variation) if self.init is None else Begins(variation, self.init.begin, self.init.canvas)
 
     @property
     def takes_classes(self) -> bool:
@@ -59,6 +71,28 @@ class Run:
         if self.described is None:
             raise LookupError("this run has no described model")
         return self.described
+
+
+def with_init(run: Run, shape: Shape | None = None) -> Run:
+    """The run, with the picture that it names read; ``shape`` is of pictures of a network from outside.
+
+    Raises as `read_init`.
+    """
+    settings = run.config.sampling
+    if settings.init is None:
+        return run
+    picture, mask = named(settings.init), None if settings.mask is None else named(settings.mask)
+    return replace(run, init=read_init(run.timesteps, shape or run.model.shape, picture, mask, settings.strength))
+
+
+def refuse_init(run: Run, what: str) -> None:
+    """ConfigError for settings of what pictures begin from, where ``what``, the rest of the sentence, says why not."""
+    settings = run.config.sampling
+    said = {key: getattr(settings, key) for key in ("init", "mask", "strength", "variation_seed")}
+    said["resample"] = settings.resample if settings.resample > 1 else None
+    for key, value in said.items():
+        if value is not None:
+            raise ConfigError(f"sampling.{key} says what pictures begin from, and {what}")
 
 
 def without_refinement(run: Run) -> Run:
@@ -148,6 +182,7 @@ def settle(
         _check_last_seed(config)
         timesteps = tuple(timestep_grid(config.scheduler, config.sampling))
         check_combination(config.scheduler, config.sampling, timesteps)
+        check_beginning(config.sampling, conditions_follow)
         if model is not None:
             _check_network(config, model, timesteps, conditions_follow)
     except ConfigError as error:
@@ -213,10 +248,27 @@ def _check_classes(config: Config, model: ModelDescription, conditions_follow: b
         )
 
 
+def _check_inpainting(config: Config, model: ModelDescription, conditions_follow: bool) -> None:
+    """Raise ConfigError for a network that fills in masks, and is given none."""
+    settings = config.sampling
+    if not model.inpaints:
+        return
+    if settings.resample > 1:
+        raise ConfigError(
+            f"sampling.resample = {settings.resample} is for networks that know of no mask; {model.name} is given it"
+        )
+    if (settings.init is None or settings.mask is None) and not conditions_follow:
+        raise ConfigError(
+            f"{model.name} fills in a part of a picture: name the picture with --init, and what to make anew with "
+            "--mask"
+        )
+
+
 def _check_network(config: Config, model: ModelDescription, timesteps: Sequence[int], conditions_follow: bool) -> None:
     """Raise ConfigError where this network cannot run these settings."""
     _check_prompts(config, model, conditions_follow)
     _check_classes(config, model, conditions_follow)
+    _check_inpainting(config, model, conditions_follow)
     if model.latents is None and config.model.latent_scale is not None:
         raise ConfigError(f"model.latent_scale is for latent models; {model.name} has no autoencoder")
     if model.network.get("time_embedding_type") == "fourier" and 0 in timesteps:
@@ -256,7 +308,7 @@ def resolve(
         *_latents_are_clipped(resolved, model),
         *_nothing_to_lead_away_from(resolved),
     ]
-    return settle(resolved, model, warnings, conditions_follow)
+    return with_init(settle(resolved, model, warnings, conditions_follow))
 
 
 def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescription] = describe_model) -> Run:

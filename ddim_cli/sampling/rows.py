@@ -13,15 +13,19 @@ from ddim_cli.config.job_file import JobFile, name_of, seed_of
 from ddim_cli.config.layers import Layer
 from ddim_cli.errors import ConfigError, UsageError
 from ddim_cli.models.conditions import Conditioning
-from ddim_cli.sampling.items import Choices, Item, Latent, Noise, Shape, latent_facts, row_item
+from ddim_cli.sampling.init import Init, named, read_init
+from ddim_cli.sampling.items import Begins, Choices, Item, Kind, Latent, Noise, Shape, Slerp, latent_facts, row_item
 from ddim_cli.sampling.resolve import Run, resolve
 
 if TYPE_CHECKING:
+    from ddim_cli.config.rows import Row
     from ddim_cli.config.schema import Config
     from ddim_cli.models.describe import ModelDescription
 
 # Settings that a row may have instead, and that hold for those without.
-_OF_A_ROW = ("prompt", "negative_prompt", "classes")
+_OF_A_ROW = ("prompt", "negative_prompt", "classes", "init", "mask", "strength")
+# Names what a row begins from: picture, mask and strength, as it says them or the run does.
+InitKey = tuple[str, str | None, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,8 @@ class RowItems(Sequence[Item]):
     """The items of the rows ``numbers`` of a job file; ``choices`` are the conditions of rows that name none.
 
     ``first_seed`` is what the seeds of rows that name none count from; ``latents`` has what latents are there by the
-    paths that name them, each with what sidecars say of it.
+    paths that name them, each with what sidecars say of it; ``begins`` is how rows without a picture begin; ``inits``
+    has the pictures of the others.
     """
 
     file: JobFile
@@ -37,6 +42,8 @@ class RowItems(Sequence[Item]):
     choices: Choices
     first_seed: int = 0
     latents: Mapping[str, tuple[Latent, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+    begins: Begins = field(default_factory=Begins)
+    inits: Inits | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -63,12 +70,19 @@ class RowItems(Sequence[Item]):
         """The item of row ``number`` of the file."""
         row = self.file[number]
         name, seed = name_of(row, number), seed_of(row, number, self.first_seed)
-        start: Noise | Latent
+        start: Noise | Slerp | Latent
+        facts: dict[str, Any] = {}
+        begins = self.begins
         if row.latent is not None:
-            start, facts = self.latents[row.latent]
+            start, latent = self.latents[row.latent]
+            facts["latent"] = dict(latent)
         else:
             assert seed is not None
-            start, facts = Noise(seed), {}
+            start = begins.start(seed)
+        init = self.inits.of(row) if self.inits is not None else None
+        if init is not None:
+            facts |= init.about
+            begins = replace(begins, begin=init.begin, canvas=init.canvas)
         # Where no seed tells, there is one to choose from, or none is needed.
         others = self.choices.of_seed(seed or 0)
         conditioning = Conditioning(
@@ -76,7 +90,7 @@ class RowItems(Sequence[Item]):
             others.prompt if row.prompt is None else row.prompt,
             others.negative_prompt if row.negative_prompt is None else row.negative_prompt,
         )
-        return row_item(name, f"{name} ({self.file.where(number)})", start, seed, conditioning, facts)
+        return row_item(name, f"{name} ({self.file.where(number)})", start, seed, conditioning, facts, begins)
 
     def find(self, name: str) -> int | None:
         """The number of the row of this name, if it is among these."""
@@ -88,6 +102,14 @@ class RowItems(Sequence[Item]):
         numbers = np.asarray(self.numbers)
         place = int(np.searchsorted(numbers, number))
         return number if place < len(numbers) and numbers[place] == number else None
+
+    def by_kind(self) -> RowItems:
+        """These, those of one kind together: so that batches are full though rows begin at different steps."""
+        if self.inits is None or not self.inits.differ:
+            return self
+        kinds: dict[Kind, int] = {}
+        order = [kinds.setdefault(self.of(int(number)).kind, len(kinds)) for number in self.numbers]
+        return replace(self, numbers=np.asarray(self.numbers, np.int64)[np.argsort(order, kind="stable")])
 
     def without(self, numbers: Sequence[int] | np.ndarray) -> RowItems:
         """These without the rows ``numbers``."""
@@ -117,14 +139,18 @@ def rows_of(file: JobFile, run: Run, shape: Shape | None = None) -> tuple[Run, R
     _check_prompts(file, name, run.described is not None and run.model.takes_text, choices)
     _check_classes(file, run.described, choices)
     _check_latents(file, settings.draws_noise, choices)
+    shape_of_pictures = shape or run.model.shape
+    inits = _read_inits(file, run, shape_of_pictures)
     has_latents = file.first("latent") is not None
     latents = _read_latents(file, name, shape or run.model.state_shape) if has_latents else {}
     own = settings.model_copy(update=dict.fromkeys(_OF_A_ROW))
     resolved = replace(run.resolved, config=run.config.model_copy(update={"sampling": own}))
     classes = bool(choices.classes) or file.first("class") is not None
     warnings = [*run.warnings, *_nothing_to_lead_away_from(file, settings.guidance_scale)]
-    settled = replace(run, resolved=resolved, of_rows=True, classes_follow=classes, warnings=tuple(warnings))
-    return settled, RowItems(file, range(len(file)), choices, settings.seed, latents)
+    settled = replace(run, resolved=resolved, of_rows=True, classes_follow=classes, warnings=tuple(warnings), init=None)
+    return settled, RowItems(
+        file, range(len(file)), choices, settings.seed, latents, Begins(run.begins.variation), inits
+    )
 
 
 def _nothing_to_lead_away_from(file: JobFile, guidance_scale: float) -> list[str]:
@@ -197,6 +223,83 @@ def _check_latents(file: JobFile, draws_noise: bool, choices: Choices) -> None:
             raise ConfigError(
                 f"{file.where(number)}: has a latent, no seed and no {key}, and there are several to choose from by "
                 f"the seed; give the row a {key}"
+            )
+
+
+@dataclass(frozen=True)
+class Inits:
+    """The pictures that rows begin from, read; ``given`` is what the run says for rows that do not."""
+
+    folder: Path
+    given: InitKey | None
+    found: dict[InitKey, Init] = field(default_factory=dict)
+
+    @property
+    def differ(self) -> bool:
+        """Whether rows may begin at different steps."""
+        return len({(init.begin, init.canvas.mask is None) for init in self.found.values()}) > 1 or self.given is None
+
+    def key(self, row: Row) -> InitKey | None:
+        """None of a row that begins from noise."""
+        picture, mask, strength = self.given or (None, None, None)
+        if row.init is not None:
+            picture = str(self.folder / named(row.init))
+        if row.mask is not None:
+            mask = str(self.folder / named(row.mask))
+        return None if picture is None else (picture, mask, strength if row.strength is None else row.strength)
+
+    def of(self, row: Row) -> Init | None:
+        key = self.key(row)
+        return None if key is None else self.found[key]
+
+
+def _read_inits(file: JobFile, run: Run, shape: Shape) -> Inits | None:
+    """What rows begin from, None where all begin from noise or latents. Raises ConfigError with file and line."""
+    settings = run.config.sampling
+    _check_inits(file, run)
+    if settings.init is None and file.first("init") is None:
+        return None
+    mask = None if settings.mask is None else str(named(settings.mask))
+    given = None if settings.init is None else (str(named(settings.init)), mask, settings.strength)
+    if given is None and (mask, settings.strength) != (None, None):
+        # For rows that name a picture and not these.
+        raise ConfigError("sampling.mask and sampling.strength need sampling.init; or give each row its own")
+    inits = Inits(file.folder, given)
+    for number in range(len(file)):
+        key = inits.key(file[number])
+        if key is None or key in inits.found:
+            continue
+        picture, mask, strength = key
+        try:
+            inits.found[key] = read_init(
+                run.timesteps, shape, Path(picture), None if mask is None else Path(mask), strength
+            )
+        except UsageError as error:
+            raise ConfigError(f"{file.where(number)}: {error}") from None
+    return inits
+
+
+def _check_inits(file: JobFile, run: Run) -> None:
+    """ConfigError for rows that say how they begin from a picture, and name none, or name a latent besides."""
+    settings, inpaints = run.config.sampling, run.described is not None and run.model.inpaints
+    if settings.init is None:
+        for key in ("mask", "strength"):
+            number = file.first(key, without=("init",))
+            if number is not None:
+                raise ConfigError(f"{file.where(number)}: has a {key} and no init, the picture that it is about")
+    number = file.first("latent", "init") if settings.init is None else file.first("latent")
+    if number is not None:
+        raise ConfigError(f"{file.where(number)}: has a latent and an init; a picture begins from one of them")
+    if run.begins.variation is not None and (number := file.first("latent")) is not None:
+        raise ConfigError(
+            f"{file.where(number)}: has a latent, and sampling.variation_seed turns the noise of seeds; leave one out"
+        )
+    if settings.resample > 1 and settings.mask is None and file.first("mask") is None:
+        raise ConfigError(f"sampling.resample = {settings.resample} is for rows with a mask, and none has one")
+    for key, said in (("init", settings.init), ("mask", settings.mask)):
+        if inpaints and said is None and (number := file.first(without=(key,))) is not None:
+            raise ConfigError(
+                f"{file.where(number)}: has no {key}, and {run.model.name} fills in masks of pictures; give the row one"
             )
 
 

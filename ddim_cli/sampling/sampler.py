@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ddim_cli.outputs.figures import shortened
 from ddim_cli.sampling.guidance import with_guidance, with_text_guidance
 from ddim_cli.sampling.host import reclaim_memory
 from ddim_cli.sampling.loop import Pass, Refinement, Sampler
-from ddim_cli.sampling.network import Network, StepNetwork, as_network, at_steps, with_projections
+from ddim_cli.sampling.network import Network, StepNetwork, as_network, at_steps, with_channels, with_projections
 from ddim_cli.sampling.precision import offloads
 from ddim_cli.sampling.resolve import Run
 
@@ -32,17 +32,23 @@ def make_sampler(
     dtype: torch.dtype,
     shape: tuple[int, int, int] | None = None,
     keeps_x0: bool = True,
-    inverts: bool = False,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Sampler:
-    """What the denoising loop needs; with ``inverts`` also what leads up the same grid, without clipping.
+    """What the denoising loop needs.
 
     ``shape`` (C, H, W) is of a state of a network from outside. ``warn`` is told of prompts that are too long.
 
     Raises:
         ConfigError: for a grid whose coefficients cannot be computed.
     """
-    step, settings = _step_network(run, network), run.config.sampling
+    settings = run.config.sampling
+
+    @cache
+    def passes(begin: int, inverse: bool, guidance_scale: float | None) -> Pass:
+        scale = settings.guidance_scale if guidance_scale is None else guidance_scale
+        step = _step_network(run, network, scale)
+        return _make_pass(run, solver_of(settings, inverse), step, device, begin)
+
     latents = run.described.latents if run.described is not None else None
     reclaim = partial(reclaim_memory, device) if latents is not None and offloads(run, device, dtype) else None
     decoder, condition = Decoder(), _class_condition(run)
@@ -53,8 +59,8 @@ def make_sampler(
         condition = _text_condition(run, network, latents.text, device, dtype, warn, reclaim)
     state = shape if shape is not None else run.model.state_shape
     return Sampler(
-        down=_make_pass(run, solver_of(settings), step, device),
-        up=_make_pass(run, solver_of(settings, inverse=True), step, device) if inverts else None,
+        down=passes(0, False, None),
+        passes=passes,
         shape=state,
         picture_shape=run.described.shape if run.described is not None else state,
         device=device,
@@ -62,6 +68,8 @@ def make_sampler(
         condition=condition,
         decoder=decoder,
         keeps_x0=keeps_x0,
+        resample=settings.resample,
+        inpaints=run.described is not None and run.model.inpaints,
     )
 
 
@@ -96,9 +104,12 @@ def _text_condition(
     return TextCondition(encoder, attend, run.config.sampling.guidance_scale != 1, on_cut, reclaim)
 
 
-def _make_pass(run: Run, solver: Solver, step: Callable[[Tensor], StepNetwork], device: torch.device) -> Pass:
+def _make_pass(
+    run: Run, solver: Solver, step: Callable[[Tensor], StepNetwork], device: torch.device, begin: int
+) -> Pass:
+    """The pass over the grid from step ``begin`` on."""
     config = run.config
-    table = solver.table(config.scheduler, config.sampling, run.timesteps, device)
+    table = solver.table(config.scheduler, config.sampling, run.timesteps[begin:], device)
     asked = starting_timesteps(run, table) if solver.inverse else table.timesteps
     return Pass(
         network=step(asked),
@@ -117,26 +128,30 @@ def _refinement(run: Run, step: Callable[[Tensor], StepNetwork], device: torch.d
     return Refinement(step(down.timesteps), down, config.sampling.refine)
 
 
-def _step_network(run: Run, network: SamplingNetwork | Network) -> Callable[[Tensor], StepNetwork]:
-    """Timesteps int64 [N] -> the network by step, guided where that is asked for."""
+def _step_network(
+    run: Run, network: SamplingNetwork | Network, guidance_scale: float
+) -> Callable[[Tensor], StepNetwork]:
+    """Timesteps int64 [N] -> the network by step, guided where ``guidance_scale`` is not 1."""
     settings, null_class = run.config.sampling, run.config.model.null_class
     if isinstance(network, TextNetwork):
         text_network = network
 
         def with_text(timesteps: Tensor) -> StepNetwork:
             step = with_projections(text_network, timesteps)
-            if settings.guidance_scale == 1:
+            if run.model.inpaints:
+                step = with_channels(step)
+            if guidance_scale == 1:
                 return step
-            return with_text_guidance(step, settings.guidance_scale, settings.guidance_rescale)
+            return with_text_guidance(step, guidance_scale, settings.guidance_rescale)
 
         return with_text
     if isinstance(network, SamplingNetwork):
         if not run.takes_classes:
             return partial(with_projections, network)
         network = as_network(network)
-    if settings.guidance_scale != 1:
+    if guidance_scale != 1:
         assert null_class is not None  # refused when the run was settled
-        network = with_guidance(network, null_class, settings.guidance_scale, settings.guidance_rescale)
+        network = with_guidance(network, null_class, guidance_scale, settings.guidance_rescale)
     return partial(at_steps, network)
 
 

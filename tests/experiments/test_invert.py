@@ -70,11 +70,11 @@ def there_and_back(x0, steps, refine=0, **scheduler):
     values = {"sampling": {"steps": steps, "refine": refine}, "scheduler": {"clip_sample": True, **scheduler}}
     run = settle(merge([table_layer(values, "test")]))
     network = Gaussian(run)
-    sampler = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE, inverts=True)
+    sampler = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE)
     # Clipping is off on the way up whatever the settings say.
     assert (sampler.up.treatment.clip, sampler.down.treatment.clip) == (None, 1.0)
     off = settle(merge([table_layer({**values, "scheduler": {**scheduler, "clip_sample": False}}, "test")]))
-    sampler = make_sampler(off, network, torch.device("cpu"), torch.float32, SHAPE, inverts=True)
+    sampler = make_sampler(off, network, torch.device("cpu"), torch.float32, SHAPE)
     network.asked.clear()
     items = [Item(f"{n}.recon", "", Given(picture)) for n, picture in enumerate(x0)]
     pictures = Denoiser(sampler).launch(items, len(items)).collect()
@@ -137,7 +137,7 @@ def test_refined_steps_are_undone_by_the_steps_down(spacing):
 def refined(values, network, x0):
     """The pictures of an inversion with these settings, whose start is ``x0``."""
     run = settle(merge([table_layer(values, "test")]))
-    sampler = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE, inverts=True)
+    sampler = make_sampler(run, network, torch.device("cpu"), torch.float32, SHAPE)
     return Denoiser(sampler).launch([Item("a.recon", "", Given(x0))], 1).collect()
 
 

@@ -1,6 +1,7 @@
 """What decides a picture: every setting, unless it is named as one that cannot change it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,9 @@ from ddim_cli.config.layers import merge, table_layer
 from ddim_cli.config.schema import KEYS, SECTIONS
 from ddim_cli.outputs.sidecar import CANNOT_CHANGE_A_PICTURE, identity
 from ddim_cli.sampling.record import make_record
-from ddim_cli.sampling.resolve import settle
+from ddim_cli.sampling.resolve import settle, with_init
 
+DIGITS = Path(__file__).parent.parent / "data" / "digits"
 # Another value of each key that has no other bool or number near its default.
 OTHER = {
     "scheduler.beta_schedule": "scaled_linear",
@@ -24,11 +26,26 @@ OTHER = {
     "sampling.classes": "3",
     "sampling.prompt": "seven",
     "sampling.negative_prompt": "thin",
+    "sampling.init": str(DIGITS / "3.png"),
+    "sampling.strength": 0.3,
+    "sampling.mask": str(DIGITS / "4.png"),
+    "sampling.variation_seed": 3,
+    "sampling.variation_strength": 0.5,
+}
+# Without these, settings of a beginning have no effect, or are refused.
+INIT = {"init": OTHER["sampling.init"]}
+BESIDE = {
+    "strength": INIT,
+    "mask": INIT,
+    "resample": {**INIT, "mask": OTHER["sampling.mask"]},
+    "variation_seed": {"variation_strength": 0.5},
+    "variation_strength": {"variation_seed": 3},
 }
 
 
 def record_of(table):
-    return make_record(settle(merge([table_layer(table, "test")])), {"dtype": "float32", "tf32": False})
+    run = with_init(settle(merge([table_layer(table, "test")])), (1, 32, 32))
+    return make_record(run, {"dtype": "float32", "tf32": False})
 
 
 def changed(key):
@@ -44,7 +61,16 @@ def changed(key):
     if key.startswith(("sampling.guidance", "sampling.negative")):
         # Without guidance it has no effect.
         table["sampling"] = {"guidance_scale": 3.0, **table["sampling"]}
+    if name in BESIDE:
+        table["sampling"] |= BESIDE[name]
     return table
+
+
+def without(key):
+    """What `changed` is compared with: the same without this key."""
+    section, name = key.split(".")
+    beside = BESIDE.get(name, {})
+    return {section: {k: v for k, v in beside.items() if not k.startswith("variation")}}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +78,7 @@ def changed(key):
             CANNOT_CHANGE_A_PICTURE[k.split(".")[0]]]
 )  # fmt: skip
 def test_every_setting_that_can_change_a_picture_is_part_of_its_identity(key):
-    assert identity(record_of(changed(key))) != identity(record_of({}))
+    assert identity(record_of(changed(key))) != identity(record_of(without(key)))
 
 
 def test_a_new_setting_is_inside_until_it_is_taken_out(monkeypatch):

@@ -44,10 +44,10 @@ def network_of(tiny_model):
     return load_sampling_network(run_of(tiny_model).model)
 
 
-def sampler_of(tiny_model, network=None, inverts=False, **sampling):
+def sampler_of(tiny_model, network=None, **sampling):
     run = run_of(tiny_model, **sampling)
     network = network or load_sampling_network(run.model)
-    return make_sampler(run, network, CPU, torch.float32, SHAPE, inverts=inverts)
+    return make_sampler(run, network, CPU, torch.float32, SHAPE)
 
 
 def pictures_of(sampler, seeds, batch_size, **callbacks):
@@ -99,7 +99,9 @@ def test_the_step_in_place_is_the_same_step(eta, order, tiny_model):
     # The second batch is one short, and its last row padding.
     for seeds, rows in (((0, 1, 2), (0, 1, 2)), ((7, 8), (7, 8, 8))):
         noise = BatchNoise(SeedItems(seeds), 3, SHAPE, CPU)
-        found = denoise(stepper, noise.initial(), (), noise, done.append).clone()
+        begun = sampler.beginnings().of(SeedItems(seeds), 3, noise, {})
+        way = sampler.way_down(0, None, masked=False)
+        found = denoise(stepper, way, begun.states, (), noise, done.append).clone()
         expected = by_hand(run, lambda x, i: network.body(x, projections[i : i + 1]), rows)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert done == [1, 2, 3, 4, 5, 6] * 2
@@ -272,7 +274,7 @@ def inversions(tmp_path, count):
 
 @pytest.mark.parametrize("asked", [{}, {"order": 2}, {"refine": 2}], ids=str)
 def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(asked, tiny_model, tmp_path, monkeypatch):
-    sampler, items, done = sampler_of(tiny_model, inverts=True, **asked), inversions(tmp_path, 3), []
+    sampler, items, done = sampler_of(tiny_model, **asked), inversions(tmp_path, 3), []
     expected = [p for batch in run_batches(Denoiser(sampler), items, 2, done.append) for p in batch]
     assert done == [*range(1, 13)] * 2
     assert [p.latent.shape for p in expected] == [SHAPE] * 3
@@ -288,7 +290,7 @@ def test_an_inversion_is_captured_up_and_down_and_counted_as_one_way(asked, tiny
 
 
 def test_a_step_that_cannot_be_captured_runs_as_it_is_and_that_is_said_once(tiny_model, tmp_path, monkeypatch):
-    sampler, items = sampler_of(tiny_model, inverts=True), inversions(tmp_path, 3)
+    sampler, items = sampler_of(tiny_model), inversions(tmp_path, 3)
     expected = [p for batch in run_batches(Denoiser(sampler), items, 2) for p in batch]
     cuda = FailingCapture(monkeypatch, RuntimeError("operation not permitted when stream is capturing\nand more"))
     said = []
@@ -349,7 +351,7 @@ def test_what_goes_wrong_on_the_way_up_is_named(tiny_model, tmp_path):
     def network(x, t):
         return torch.full_like(x, float("nan")) if t[0] == 166 else 0.1 * x
 
-    sampler = sampler_of(tiny_model, network, inverts=True)
+    sampler = sampler_of(tiny_model, network)
     with pytest.raises(RunError, match=r"0\.png: NaN at step 3 of 6 of the inversion \(timestep 332\); are"):
         list(run_batches(Denoiser(sampler), inversions(tmp_path, 1), 1))
 

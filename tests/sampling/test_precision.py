@@ -127,7 +127,7 @@ def test_devices_that_are_not_there():
 
 def test_noise_is_the_generators_whatever_else_is_drawn():
     batch = BatchNoise(SeedItems([7, 3]), 3, (2, 4, 4), CPU)
-    first, second = batch.initial(), batch.draw()
+    first, second = batch.draw(), batch.draw()
     generator = torch.Generator().manual_seed(3)
     for drawn in (first, second):
         expected = torch.randn(1, 2, 4, 4, generator=generator)[0]
@@ -154,6 +154,8 @@ def test_only_the_network_runs_in_the_chosen_dtype():
 
 
 def test_noise_starts_where_an_item_says_and_steps_draw_from_its_own_stream():
+    from ddim_cli.models.decoders import Decoder
+    from ddim_cli.sampling.begin import Beginnings, Canvases
     from ddim_cli.sampling.items import Item, Noise
 
     shape = (1, 2, 2)
@@ -164,6 +166,8 @@ def test_noise_starts_where_an_item_says_and_steps_draw_from_its_own_stream():
 
     items = [Item("a", "", Noise(7)), Item("b", "", Noise(7), noise_seed=3), Item("c", "", Noise(7), noise_seed=7)]
     noise = BatchNoise(items, 4, shape, CPU)
-    assert torch.equal(noise.initial(), torch.stack([drawn(7)[0]] * 4))
+    # Of the table only masks and pictures have a use.
+    begun = Beginnings(shape, CPU, Canvases(Decoder(), shape), None).of(items, 4, noise, {})
+    assert torch.equal(begun.states, torch.stack([drawn(7)[0]] * 4))
     own = [torch.zeros(shape), drawn(3)[1], drawn(7)[1]]
     assert torch.equal(noise.draw(), torch.stack([*own, own[-1]]))

@@ -1,0 +1,93 @@
+"""The picture that sampling begins from: read, checked, and what sidecars say of it. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddim_cli.diffusion.grids import first_step
+from ddim_cli.errors import ConfigError, UsageError
+from ddim_cli.sampling.items import Canvas, Shape
+from ddim_cli.sampling.pictures import Input, read_input, read_mask
+
+if TYPE_CHECKING:
+    from ddim_cli.config.schema import SamplingSettings
+
+# How much a picture changes where nobody says: as diffusers' pipelines have it.
+STRENGTH, STRENGTH_IN_A_MASK = 0.8, 1.0
+# The settings that a row of a job file may have instead.
+KEYS = ("init", "mask", "strength")
+# What sidecars say of it in the section ``sampling``.
+FACTS = (*KEYS, "start_timestep")
+
+
+@dataclass(frozen=True)
+class Init:
+    """A picture that was read to begin from; ``about`` is what sidecars say of it, ``inputs`` the picture and mask."""
+
+    canvas: Canvas
+    begin: int
+    about: Mapping[str, Any]
+    inputs: tuple[Input, ...]
+
+
+def begin_of(timesteps: Sequence[int], strength: float) -> int:
+    """The step of the grid at which sampling begins with this strength. Raises ConfigError where none is left."""
+    count = len(timesteps)
+    begin = first_step(count, strength)
+    if begin == count:
+        least = next(n for n in range(1, 101) if first_step(count, n / 100) < count) if count <= 100 else None
+        use = f"use {least / 100:g} or more, or more steps" if least is not None else "use a larger one, or more steps"
+        raise ConfigError(f"sampling.strength = {strength:g} leaves none of the {count} steps of the grid; {use}")
+    return begin
+
+
+def read_init(
+    timesteps: Sequence[int], shape: Shape, picture: Path, mask: Path | None = None, strength: float | None = None
+) -> Init:
+    """Read a picture to begin from, and its mask, for a network of pictures of ``shape`` (C, H, W).
+
+    Raises:
+        UsageError: for a file that cannot be read, and a mask that lets nothing change.
+        ConfigError: for a strength of which no step is left.
+    """
+    if strength is None:
+        strength = STRENGTH if mask is None else STRENGTH_IN_A_MASK
+    begin = begin_of(timesteps, strength)
+    read, _ = read_input(picture, shape)
+    inputs = (read,) if mask is None else (read, read_mask(mask, read, shape)[0])
+    about: dict[str, Any] = {key: located(each) for key, each in zip(("init", "mask"), inputs, strict=False)}
+    about |= {"strength": strength, "start_timestep": timesteps[begin]}
+    return Init(Canvas(picture, mask), begin, about, inputs)
+
+
+def located(read: Input) -> dict[str, Any]:
+    """What a sidecar says of a picture that replay has to find again; where it lies decides nothing."""
+    return {**read.facts(), "path": os.path.abspath(read.path)}
+
+
+def check_beginning(settings: SamplingSettings, inits_follow: bool) -> None:
+    """Raise ConfigError for settings about a picture that is not named; with ``inits_follow`` rows may name it."""
+    if settings.init is None and not inits_follow:
+        if settings.mask is not None:
+            raise ConfigError("sampling.mask says what of a picture is made anew; name the picture with sampling.init")
+        if settings.strength is not None:
+            raise ConfigError(
+                "sampling.strength says how much a picture may change; name the picture with sampling.init"
+            )
+    if settings.resample > 1 and settings.mask is None and not inits_follow:
+        raise ConfigError(
+            f"sampling.resample = {settings.resample} joins what is made anew to what is kept of a picture; name a "
+            "mask with sampling.mask"
+        )
+
+
+def named(text: str) -> Path:
+    """The file that a setting names. Raises UsageError."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text}: {error}") from None
