@@ -154,6 +154,8 @@ def _strip(strip: Any) -> str | None:
     if "prompts" in strip:
         prompts = _listed([f'"{prompt}"' for prompt in strip.get("prompts") or []])
         return f"{strip.get('frames')} frames between the prompts {prompts}, of seed {strip.get('seed')}"
+    if "pictures" in strip:
+        return f"{strip.get('frames')} frames between the pictures {_listed(strip.get('pictures'))}"
     return f"{strip.get('frames')} frames between the noises of seeds {_listed(strip.get('seeds'))}"
 
 
@@ -167,6 +169,10 @@ def _between(between: Any) -> str | None:
         return None
     weights = between.get("weight")
     weights = [f"{w:.4g}" for w in (weights if isinstance(weights, list) else [weights]) if isinstance(w, (int, float))]
+    pictures = between.get("pictures")
+    if isinstance(pictures, list):
+        names = _listed([panels.picture_text(each) for each in pictures if isinstance(each, dict)])
+        return f"the latents of {names}, at {_listed(weights)}"
     return f"the noises of seeds {_listed(between.get('seeds'))}, at {_listed(weights)}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from ddim_cli.cli import console
-from ddim_cli.cli.jobs import counts_as_json, run_job, show_done
+from ddim_cli.cli.jobs import counts_as_json, run_job, say_conversions, say_turned_off, show_done
 from ddim_cli.cli.options import OF_A_FOLDER, OF_BEGINNING, SEEDS, Gif, Layers, RunOptions, option, with_settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ def interpolate(
     layers: Layers,
     options: RunOptions,
     between: Annotated[
-        str | None, option("Two seeds, 3,8; a path, 3,8,5 or 0-4; with --square four corners.", PANEL, metavar="SEEDS")
+        str | None,
+        option(
+            "Two seeds, 3,8; a path, 3,8,5 or 0-4; with --square four corners; or pictures, a.png,b.png.",
+            PANEL,
+            metavar="SEEDS|FILES",
+        ),
     ] = None,
     to_prompt: Annotated[
         list[str] | None,
@@ -33,7 +38,7 @@ def interpolate(
     frames: Annotated[
         int | None,
         option(
-            "Frames from one seed or prompt to the next, both included [11; along a square's side 8].",
+            "Frames from one seed, picture or prompt to the next, both included [11; along a square's side 8].",
             PANEL,
             metavar="N",
         ),
@@ -46,10 +51,11 @@ def interpolate(
 ) -> None:
     """
     Make pictures between the pictures of seeds, by spherical interpolation between their initial noises; or between
-    those of prompts, by linear interpolation between their embeddings.
+    those of prompts, by linear interpolation between their embeddings. Pictures of your own are inverted first, as ddim
+    invert does it, and the frames lie between their latents.
 
     Each frame is a PNG with a sidecar; strip.png shows all of them. At the seeds, or the prompts, the frames are the
-    pictures that ddim sample makes. Between seeds it needs eta 0.
+    pictures that ddim sample makes; at a picture, what comes back of it. Between seeds and pictures it needs eta 0.
 
     The same command goes on where it was stopped, and does nothing where all is done.
 
@@ -59,11 +65,16 @@ def interpolate(
     ddim interpolate --between 3,8
     ddim interpolate --between 3,8,5,3 --frames 20 --gif
     ddim interpolate --between 1,2,3,4 --square -o square
+    ddim interpolate --between a.png,b.png --refine 3
     ddim interpolate -m MODEL --prompt "a thin one" --to-prompt "a bold seven" --seed 3
     """
-    from ddim_cli.experiments.between import resolve_plan
+    from ddim_cli.experiments.between_pictures import BetweenPictures
+    from ddim_cli.experiments.ways import resolve_plan
 
-    run, plan = resolve_plan(layers, between, to_prompt or (), seed, frames, square)
+    run, plan, turned_off = resolve_plan(layers, between, to_prompt or (), seed, frames, square)
+    if not options.quiet and isinstance(plan, BetweenPictures):
+        say_turned_off(turned_off)
+        say_conversions(plan.pictures)
 
     def prepare(shard: Shard, speaks: bool) -> tuple[Job, Product]:
         from ddim_cli.experiments import interpolate as experiment

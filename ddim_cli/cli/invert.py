@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.jobs import MOST_LINES, counts_as_json, run_job, say_conversions, show_done
+from ddim_cli.cli.jobs import MOST_LINES, counts_as_json, run_job, say_conversions, say_turned_off, show_done
 from ddim_cli.cli.options import OF_A_FOLDER, OF_BEGINNING, SEEDS, Layers, RunOptions, argument, with_settings
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ddim_cli.sampling.executor import Summary
     from ddim_cli.sampling.job import Job
     from ddim_cli.sampling.plan import Shard
-
-GUIDANCE = "sampling.guidance_scale"
 
 
 @console.handles_errors
@@ -45,12 +43,12 @@ def invert(
     ddim sample --latents inverted -o resampled
     ddim invert picture.png -m MODEL --prompt "what it shows"
     """
-    from ddim_cli.experiments.invert import resolve_inversion
+    from ddim_cli.experiments.inversion import resolve_inversion
     from ddim_cli.sampling.pictures import find_pictures
 
     files = find_pictures(pictures)
     run, turned_off = resolve_inversion(layers)
-    if turned_off and not options.quiet:
+    if not options.quiet:
         say_turned_off(turned_off)
 
     def prepare(shard: Shard, speaks: bool) -> tuple[Job, Reconstructions]:
@@ -80,18 +78,6 @@ def _residual(result: Inverted) -> str | None:
         return None
     residual, name = max(known)
     return f"{residual:.2g}" + (f" ({name})" if len(known) > 1 else "")
-
-
-def say_turned_off(turned_off: dict[str, str]) -> None:
-    never = {key: origin for key, origin in turned_off.items() if key != GUIDANCE}
-    if never:
-        named = ", ".join(f"{key} (on by {origin})" for key, origin in never.items())
-        console.say(f"turned off, as a step with it has no inverse: {named}")
-    if GUIDANCE in turned_off:
-        console.say(
-            f"turned off, as inversion with guidance drifts: {GUIDANCE} ({turned_off[GUIDANCE]}); to invert with it, "
-            "set it"
-        )
 
 
 def as_json(result: Inverted, summary: Summary, steps: int, turned_off: dict[str, str]) -> dict[str, Any]:

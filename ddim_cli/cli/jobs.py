@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddim_cli.cli import console, panels
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # What a plan says of what its pictures begin from.
 BEGINNING = ("init", "mask", "strength", "start_timestep", "resample", "variation_seed", "variation_strength")
+GUIDANCE = "sampling.guidance_scale"
 # Of what is told of many pictures one by one.
 MOST_LINES = 12
 P = TypeVar("P", bound="Product")
@@ -61,6 +62,19 @@ def run_job(
     if speaks and options.dry_run:
         show_plan(job, product, todo, items, options.json)
     return (job, product, summary) if speaks and not options.dry_run else None
+
+
+def say_turned_off(turned_off: Mapping[str, str]) -> None:
+    """Say what was turned off so that pictures can be inverted, and where it was on."""
+    never = {key: origin for key, origin in turned_off.items() if key != GUIDANCE}
+    if never:
+        named = ", ".join(f"{key} (on by {origin})" for key, origin in never.items())
+        console.say(f"turned off, as a step with it has no inverse: {named}")
+    if GUIDANCE in turned_off:
+        console.say(
+            f"turned off, as inversion with guidance drifts: {GUIDANCE} ({turned_off[GUIDANCE]}); to invert with it, "
+            "set it"
+        )
 
 
 def say_conversions(inputs: Sequence[Input]) -> None:

@@ -22,7 +22,7 @@ LINE_FRAMES, SQUARE_FRAMES = 11, 8
 MOST_FRAMES = 10_000
 
 
-def _count(count: int | None, usual: int) -> int:
+def checked_count(count: int | None, usual: int) -> int:
     """The frames from one end to the next; None: as many as is usual. Raises UsageError."""
     if count is None:
         return usual
@@ -31,7 +31,7 @@ def _count(count: int | None, usual: int) -> int:
     return count
 
 
-def _check_total(total: int, count: int) -> None:
+def check_total(total: int, count: int) -> None:
     if total > MOST_FRAMES:
         raise UsageError(f"--frames {count}: that makes {total:,} frames, and {MOST_FRAMES:,} is the most")
 
@@ -62,8 +62,8 @@ class Between:
         for a, b in pairwise(seeds):
             if a == b:
                 raise UsageError(f"--between {text}: from seed {a} to itself there is nothing to see")
-        found = cls(seeds, _count(count, SQUARE_FRAMES if square else LINE_FRAMES), square)
-        _check_total(len(found), found.count)
+        found = cls(seeds, checked_count(count, SQUARE_FRAMES if square else LINE_FRAMES), square)
+        check_total(len(found), found.count)
         return found
 
     def __len__(self) -> int:
@@ -134,8 +134,8 @@ class BetweenPrompts:
         for a, b in pairwise(prompts):
             if a == b:
                 raise UsageError(f"--to-prompt {b!r}: from a prompt to itself there is nothing to see")
-        found = cls(tuple(prompts), _count(count, LINE_FRAMES), seed)
-        _check_total(len(found), found.count)
+        found = cls(tuple(prompts), checked_count(count, LINE_FRAMES), seed)
+        check_total(len(found), found.count)
         return found
 
     def __len__(self) -> int:
@@ -181,8 +181,6 @@ class BetweenPrompts:
         """What the default folder's name ends with; the prompts are in the hash before it."""
         return f"-between-prompts-seed{self.seed}-frames{self.count}"
 
-
-Plan = Between | BetweenPrompts
 
 WHY_NO_INIT = "the frames of an interpolation begin from noise, or from pictures named with --between"
 WHY_ETA_0 = (
@@ -232,29 +230,3 @@ def resolve_prompts(
     run = resolve([*layers, Layer({"sampling.prompt": list(plan.prompts)}, {"sampling.prompt": "--to-prompt"})])
     refuse_init(run, WHY_NO_INIT)
     return run, plan
-
-
-def resolve_plan(
-    layers: Sequence[Layer],
-    between: str | None,
-    to: Sequence[str] = (),
-    seed: int | None = None,
-    frames: int | None = None,
-    square: bool = False,
-) -> tuple[Run, Plan]:
-    """The run and the plan of an interpolation, between seeds or between prompts.
-
-    Raises UsageError where it is neither or both, and what `resolve_interpolation` and `resolve_prompts` raise.
-    """
-    if between is None and not to:
-        raise UsageError("say between what: seeds, --between 3,8; or prompts, --prompt TEXT --to-prompt TEXT")
-    if between is None:
-        if square:
-            raise UsageError("--square is of four seeds; between prompts there is a path")
-        return resolve_prompts(layers, to, frames, seed)
-    if to:
-        raise UsageError("--between and --to-prompt: frames lie between seeds or between prompts; keep one")
-    if seed is not None:
-        raise UsageError("--seed is for frames between prompts; --between names the seeds")
-    plan = Between.parse(between, frames, square)
-    return resolve_interpolation(layers, plan), plan

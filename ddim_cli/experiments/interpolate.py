@@ -1,4 +1,4 @@
-"""Pictures between pictures: noises of seeds, on the sphere on which noise lies, or embeddings of prompts, linearly."""
+"""Pictures between pictures: between noises of seeds or latents of pictures, on the sphere, or prompts, linearly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from PIL import Image
 
 from ddim_cli.config.layers import Settings, layers_of, table_layer
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.between import BetweenPrompts, Plan, resolve_plan
+from ddim_cli.experiments.between import BetweenPrompts
+from ddim_cli.experiments.between_pictures import BetweenPictures
+from ddim_cli.experiments.ways import Plan, resolve_plan
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png, read_own
@@ -113,8 +115,9 @@ class Interpolated:
 
 
 def prepare(run: Run, between: Plan, gif: bool = False, shard: Shard = Shard()) -> tuple[Job, Frames]:
-    """The job of an interpolation, whose run is of `between.resolve_plan`, and its product."""
-    return make_job(run, between.items_of(run), shard, between.ending()), Frames(between, gif)
+    """The job of an interpolation, whose run is of `ways.resolve_plan`, and its product."""
+    passes = 2 if isinstance(between, BetweenPictures) else 1
+    return make_job(run, between.items_of(run), shard, between.ending(), passes), Frames(between, gif)
 
 
 def interpolate(
@@ -132,8 +135,8 @@ def interpolate(
     """Make pictures between the pictures of seeds, or of prompts, as ``ddim interpolate`` does.
 
     Args:
-        between: two seeds ``"3,8"``, a path ``"3,8,5"`` or ``"0-4"``, or with ``square`` four corners; None with
-            ``prompts``.
+        between: two seeds ``"3,8"``, a path ``"3,8,5"`` or ``"0-4"``, or with ``square`` four corners; or pictures,
+            ``"a.png,b.png"``; None with ``prompts``.
         frames: how many from one seed or prompt to the next, both included; by default 11, along a square's side 8.
         square: make a square of frames x frames.
         config: settings, as `sample` takes them.
@@ -153,7 +156,8 @@ def interpolate(
         if len(prompts) < 2:
             raise UsageError("interpolate: name at least two prompts")
         layers.append(table_layer({"sampling": {"prompt": prompts[0]}}, "prompts"))
-    job, product = prepare(*resolve_plan(layers, between, prompts[1:], seed, frames, square), gif)
+    run, plan, _ = resolve_plan(layers, between, prompts[1:], seed, frames, square)
+    job, product = prepare(run, plan, gif)
     return Interpolated.of(job, execute(job, product, overwrite=overwrite), gif)
 
 

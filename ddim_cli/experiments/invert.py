@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddim_cli.config.layers import Layer, Settings, layers_of
+from ddim_cli.config.layers import Settings, layers_of
 from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import UsageError
-from ddim_cli.experiments.rules import check_deterministic
+from ddim_cli.experiments.inversion import resolve_inversion
 from ddim_cli.models.describe import ModelDescription
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import SMALLEST_TILE, WIDEST
@@ -35,19 +35,8 @@ from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.product import Ending, Product, item_identity
 from ddim_cli.sampling.record import item_record
 from ddim_cli.sampling.reporter import Reporter
-from ddim_cli.sampling.resolve import Run, refuse_init, resolve
+from ddim_cli.sampling.resolve import Run
 
-WHY_ETA_0 = (
-    "inversion needs eta 0. Only then does one latent lead to one picture, and a picture back to its latent; fresh "
-    "noise in each step cannot be undone"
-)
-# Each would make a step one that has no inverse.
-NEVER = ("scheduler.clip_sample", "scheduler.thresholding", "sampling.use_clipped_model_output")
-GUIDED = (
-    "inversion with guidance drifts: a step up is guided at another state than the step down that is to undo it, and "
-    "reconstructions are further from their pictures; --refine brings them back, in more iterations the larger the "
-    "guidance, and --guidance-scale 1 turns it off"
-)
 # Of the picture that shows what came of it.
 MOST_SHOWN, COLUMNS = 16, 8
 FEWEST_FOR_A_CAPTION = 4
@@ -180,38 +169,6 @@ class Inverted:
     @property
     def mean_error(self) -> float:
         return float(np.mean([r.error for r in self.reconstructions])) if self.reconstructions else float("nan")
-
-
-def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
-    """The run, without what has no inverse; and what had to be turned off for that, with where it was set.
-
-    Guidance that a text-to-image model has by default is turned off too, and is what ``sampling.guidance_scale`` among
-    the latter says: guided steps up lead to latents that lead elsewhere. Guidance that is asked for stays, with a
-    warning among the run's.
-
-    Raises:
-        ConfigError: for settings that cannot work together.
-        ModelError: for a model that is not there or cannot be sampled from.
-        UsageError: for an eta other than 0, and for several classes.
-    """
-    run, on = resolve(layers), {}
-    refuse_init(run, "an inversion begins from the picture itself")
-    settings = run.config.model_dump()
-    for key in NEVER:
-        section, name = key.split(".")
-        if settings[section][name]:
-            on[key] = run.resolved.origin(key)
-    off: dict[str, Any] = dict.fromkeys(on, False)
-    guidance = "sampling.guidance_scale"
-    if run.config.sampling.guidance_scale != 1 and not any(guidance in layer.values for layer in layers):
-        on[guidance], off[guidance] = run.resolved.origin(guidance), 1.0
-    if on:
-        run = resolve([*layers, Layer(off, dict.fromkeys(off, "invert"))])
-    check_deterministic(run, WHY_ETA_0)
-    Choices.of(run.config).of_all()
-    if run.config.sampling.guidance_scale != 1 and not run.config.sampling.refine:
-        run = replace(run, warnings=(*run.warnings, GUIDED))
-    return run, on
 
 
 def prepare(run: Run, files: Sequence[Path], shard: Shard = Shard()) -> tuple[Job, Reconstructions]:

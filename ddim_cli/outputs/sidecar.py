@@ -95,8 +95,12 @@ def row_settings(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unplaced(value: Any) -> Any:
-    """A value without where the picture that it is about lies."""
-    return {k: v for k, v in value.items() if k != PLACE} if isinstance(value, Mapping) else value
+    """A value without where the pictures that it is about lie."""
+    if isinstance(value, Mapping):
+        return {k: _unplaced(v) for k, v in value.items() if k != PLACE}
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        return [_unplaced(each) for each in value]
+    return value
 
 
 def _table(record: Mapping[str, Any], section: str) -> Mapping[str, Any]:

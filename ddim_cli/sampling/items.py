@@ -277,6 +277,14 @@ def frame_item(name: str, start: Slerp, conditioning: Conditioning) -> Item:
     return Item(name, name.replace("_", " "), start, conditioning=conditioning, about=about)
 
 
+def picture_frame_item(
+    name: str, start: Between, pictures: Sequence[Mapping[str, Any]], conditioning: Conditioning
+) -> Item:
+    """As `frame_item`, between two pictures of which sidecars say ``pictures``."""
+    about = {"between": {"pictures": [dict(each) for each in pictures], "weight": start.weight}}
+    return Item(name, name.replace("_", " "), start, conditioning=conditioning, about=about)
+
+
 def blend_item(name: str, seed: int, blend: Blend, negative_prompt: str | None) -> Item:
     """The item of a frame between two prompts: the noise of its seed, and what its sidecar says it lies between."""
     about = {"between_prompts": {"prompts": list(blend.prompts), "weight": blend.weight}}

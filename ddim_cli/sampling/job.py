@@ -130,7 +130,7 @@ def make_job(
     if run.model.takes_text:
         check_installed()
     plan = SeedItems.of(config, run.begins) if plan is None else plan
-    if passes == 1 and not any("inverted" in item.about for item in plan[:1]):
+    if not any(item.inversions or "inverted" in item.about for item in plan[:1]):
         run = without_refinement(run)
         config = run.config
     device = choose_device(config.runtime.device)

@@ -21,7 +21,9 @@ from ddim_cli.outputs.store import read_json
 from ddim_cli.sampling.init import FACTS
 from ddim_cli.sampling.items import (
     Begins,
+    Between,
     Canvas,
+    Inversion,
     Item,
     Latent,
     Noise,
@@ -29,6 +31,7 @@ from ddim_cli.sampling.items import (
     blend_item,
     frame_item,
     latent_item,
+    picture_frame_item,
     reconstruction_item,
     row_item,
     seed_item,
@@ -142,6 +145,9 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path], ini
         if "between" in sampling:
             facts = sampling["between"]
             weight = facts["weight"]
+            if "pictures" in facts:
+                a, b = (Inversion(find_picture(each, path, inits), condition) for each in facts["pictures"])
+                return picture_frame_item(name, Between((a, b), weight), facts["pictures"], condition)
             weights = tuple(weight) if isinstance(weight, list) else (weight,)
             return frame_item(name, Slerp(tuple(facts["seeds"]), weights), condition)
         if "inverted" in sampling:

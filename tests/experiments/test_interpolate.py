@@ -327,7 +327,7 @@ def test_seeds_with_one_prompt(ddim, tiny_text_model, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "say between what: seeds, --between 3,8; or prompts"),
+        ((), "say between what: seeds, --between 3,8; pictures, --between a.png,b.png; or prompts"),
         (("--between", "3,8", "--prompt", "a", "--to-prompt", "b"), "keep one"),
         (("--between", "3,8", "--seed", 4), "--seed is for frames between prompts"),
         (("--to-prompt", "b"), "needs the one prompt to begin with, as --prompt, and none is given"),
