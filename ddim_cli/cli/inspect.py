@@ -110,6 +110,7 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "seed": record.get("seed"),
         "between": _between(sampling.get("between")),
         "inverted": _inverted(sampling.get("inverted")),
+        "edited": _edited(sampling.get("edit")),
         "error": _error(record.get("inversion")),
         "latent": _latent(record, provenance.unchanged),
         **panels.beginning(sampling),
@@ -151,6 +152,9 @@ def _strip(strip: Any) -> str | None:
     if "inverted" in strip:
         files = [p.get("file") for p in strip["inverted"] if isinstance(p, dict)]
         return f"original, latent and reconstruction of {_listed(files)}"
+    if "edited" in strip:
+        files = [p.get("file") for p in strip["edited"] if isinstance(p, dict)]
+        return f"original, reconstruction and edits of {_listed(files)}"
     if "prompts" in strip:
         prompts = _listed([f'"{prompt}"' for prompt in strip.get("prompts") or []])
         return f"{strip.get('frames')} frames between the prompts {prompts}, of seed {strip.get('seed')}"
@@ -188,6 +192,17 @@ def _prompt(sampling: Mapping[str, Any]) -> str | None:
 
 def _tokens(sampling: Mapping[str, Any]) -> str | None:
     return f"{sampling['tokens']:,} of the prompt" if isinstance(sampling.get("tokens"), int) else None
+
+
+def _edited(edit: Any) -> str | None:
+    """Name the picture that was edited, and what it was said to show."""
+    if not isinstance(edit, dict):
+        return None
+    shown = edit.get("from") if isinstance(edit.get("from"), dict) else {}
+    said = "".join(f', as "{value}"' for value in (shown or {}).values())
+    masks = {"inside": edit.get("mask"), "outside": edit.get("keep_mask")}
+    parts = "".join(f", {where} {panels.picture_text(m)}" for where, m in masks.items() if isinstance(m, dict))
+    return f"{panels.picture_text(edit)}{said}, from timestep {edit.get('start_timestep')}{parts}"
 
 
 def _inverted(inverted: Any) -> str | None:

@@ -38,7 +38,8 @@ def beginning(sampling: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(sampling.get(key), Mapping):
             rows[name] = picture_text(sampling[key])
     if "strength" in sampling:
-        rows["strength"] = f"{sampling['strength']}, from timestep {sampling.get('start_timestep')}"
+        start = f", from timestep {sampling['start_timestep']}" if "start_timestep" in sampling else ""
+        rows["strength"] = f"{sampling['strength']}{start}"
     if "resample" in sampling:
         rows["each step runs"] = f"{sampling['resample']} times (RePaint)"
     if "variation_strength" in sampling:

@@ -63,7 +63,8 @@ def replay(
             if isinstance(product, SeedPictures):
                 plan = SeedItems(seeds_of(plan), Choices.of(run.config), run.begins)
             with threads_of(group):
-                job = make_job(run, plan, pads=True)
+                passes = 2 if group.first.item.inversions else 1
+                job = make_job(run, plan, passes=passes, pads=True)
                 check_same_pictures(group, job.record)
                 execute(job, product, reporter, anew=anew)
             yield [Again(o, product.files(job, o.item)[0]) for o in group.originals]

@@ -14,7 +14,7 @@ from ddim_cli.outputs.parameters import CHUNK as PARAMETERS
 CHUNK = "ddim"
 # Files with these endings are pictures, but not those of this tool that show several at once.
 ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-_SHEETS, _STRIPS = frozenset(("grid", "strip", "inverted", "sweep")), (".x0", ".xt")
+_SHEETS, _STRIPS = frozenset(("grid", "strip", "inverted", "edited", "sweep")), (".x0", ".xt")
 
 
 def is_picture_file(path: Path) -> bool:

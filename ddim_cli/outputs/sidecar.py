@@ -39,8 +39,11 @@ _OF_AN_ITEM = {"class": "classes", "prompt": "prompts"}
 # What of the section ``sampling`` is an item's own, and no setting of its run; and what besides is that of a job file's
 # row, which has a class and prompts of its own.
 OF_AN_ITEM = ("between", "between_prompts", "latent", "inverted")
-ROW = "row"
+ROW, EDIT = "row", "edit"
 _OF_A_ROW = ("class", "prompt", "negative_prompt", "init", "mask", "strength", "start_timestep")
+# Likewise of an edit.
+_OF_AN_EDIT = ("class", "prompt", "negative_prompt", "guidance_scale")
+_OF_A_KIND = {ROW: _OF_A_ROW, EDIT: _OF_AN_EDIT}
 # What says of a picture where it was, which decides nothing.
 PLACE = "path"
 # What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
@@ -77,15 +80,22 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_identity(record: Mapping[str, Any]) -> dict[str, Any]:
     """The identity of the run that a picture is of: without what is the item's own."""
-    own = {f"sampling.{key}" for key in (*OF_AN_ITEM, *(_OF_A_ROW if is_row(record) else ()))}
+    kinds = [kind for kind in _OF_A_KIND if is_of(record, kind)]
+    keys = (*OF_AN_ITEM, *(key for kind in kinds for key in _OF_A_KIND[kind]))
+    own = {f"sampling.{key}" for key in keys}
     found = {key: value for key, value in identity(record).items() if key not in own}
     # Of a row it stays that it is one.
-    return {**found, f"sampling.{ROW}": {}} if is_row(record) else found
+    return {**found, **{f"sampling.{kind}": {} for kind in kinds}}
+
+
+def is_of(record: Mapping[str, Any], kind: str) -> bool:
+    """Whether a record is that of a picture of this kind, ROW or EDIT, or of a run of such."""
+    return kind in _table(record, "sampling")
 
 
 def is_row(record: Mapping[str, Any]) -> bool:
     """Whether a record is that of a job file's row, or of a run of such."""
-    return ROW in _table(record, "sampling")
+    return is_of(record, ROW)
 
 
 def row_settings(line: Mapping[str, Any]) -> dict[str, Any]:

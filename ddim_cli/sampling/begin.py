@@ -74,7 +74,7 @@ class Canvases:
         states = self.decoder.distribution(picture[None])
         if canvas.mask is None:
             return Encoded(picture, states)
-        mask = torch.from_numpy(read_mask(canvas.mask, read, self.picture_shape)[1])
+        mask = torch.from_numpy(read_mask(canvas.mask, read, self.picture_shape, canvas.keeps)[1])
         kept = picture * (mask < 0.5)
         return Encoded(picture, states, mask, self.decoder.distribution(kept[None]))
 
@@ -216,6 +216,6 @@ class Beginnings:
                 assert item.canvas is not None
                 path: Path | None = item.canvas.mask
                 raise UsageError(
-                    f"{path}: what is white in the mask is too small for this model, whose latents are "
+                    f"{path}: what the mask lets change is too small for this model, whose latents are "
                     f"{self.shape[1]} x {self.shape[2]}; make it larger"
                 )

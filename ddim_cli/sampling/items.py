@@ -131,11 +131,12 @@ Start = Noise | Slerp | Latent | Inversion | Between
 class Canvas:
     """A picture that sampling begins from, with noise added, and that stays where a mask is black.
 
-    Without ``mask`` all of it changes (SDEdit, arXiv:2108.01073).
+    Without ``mask`` all of it changes (SDEdit, arXiv:2108.01073). ``keeps``: what is white in the mask is what stays.
     """
 
     picture: Path
     mask: Path | None = None
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -342,6 +343,13 @@ def reconstruction_item(
 ) -> Item:
     """The item of a picture that is inverted, whose sidecar says in ``sampling.inverted`` what it was (``facts``)."""
     return Item(f"{name}.recon", label, start, conditioning=conditioning, about={"inverted": dict(facts)})
+
+
+def edit_item(
+    name: str, start: Inversion, conditioning: Conditioning, about: Mapping[str, Any], canvas: Canvas | None
+) -> Item:
+    """The item of an inverted picture that is sampled as something else, whose sidecar says ``about`` of that."""
+    return Item(name, name, start, conditioning=conditioning, about=about, begin=start.begin, canvas=canvas)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -140,7 +141,7 @@ def make_job(
     # From the whole plan, so that its shards see batches of one size, and equal pictures.
     batch_size = config.sampling.batch_size
     if not pads or batch_size == "auto":
-        batch_size = choose_batch_size(batch_size, len(plan), run.model, device, dtype)
+        batch_size = choose_batch_size(batch_size, most_alike(plan), run.model, device, dtype)
     # As far as can be told before the network is there.
     compiled = config.runtime.compile is True or (
         config.runtime.compile == "auto" and is_kept(network_target(run, device, dtype, batch_size))
@@ -150,6 +151,16 @@ def make_job(
     folder = OutputFolder(path, output.subdirs, output.fsync, run.model.size, output.parameters)
     folder.check_usable()
     return Job(run, plan, shard, device, dtype, batch_size, record, folder, passes)
+
+
+def most_alike(plan: Sequence[Item]) -> int:
+    """How many items of a plan one batch could hold at most: those of one kind.
+
+    Of rows, which may be millions, all are taken to be of one kind.
+    """
+    if not isinstance(plan, list):
+        return len(plan)
+    return max(Counter(item.kind for item in plan).values(), default=0)
 
 
 def output_path(run: Run, record: Mapping[str, Any], ending: str = "") -> Path:

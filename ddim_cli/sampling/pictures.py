@@ -100,10 +100,10 @@ def read_input(path: Path, shape: tuple[int, int, int]) -> tuple[Input, np.ndarr
     return Input(path, pixels_sha256, tuple(steps), size), x0
 
 
-def read_mask(path: Path, of: Input, shape: tuple[int, int, int]) -> tuple[Input, np.ndarray]:
+def read_mask(path: Path, of: Input, shape: tuple[int, int, int], keeps: bool = False) -> tuple[Input, np.ndarray]:
     """Read the mask of a picture that was read for a network of ``shape`` (C, H, W): white is made anew, grey blends.
 
-    One of another size than the picture is resized to it; then it goes the way of the picture. Where it is resized, its
+    With ``keeps`` it is the other way round: white stays as it is. One of another size than the picture is resized to it; then it goes the way of the picture. Where it is resized, its
     values are averaged over squares, so that what is black all around stays black.
 
     Returns:
@@ -116,15 +116,16 @@ def read_mask(path: Path, of: Input, shape: tuple[int, int, int]) -> tuple[Input
     image, pixels_sha256 = _opened(path, steps)
     values = _with_channels(image, 1, steps, path)
     size = (values.shape[0], values.shape[1])
+    if keeps:
+        values = 1 - values
     if not values.any():
-        raise UsageError(
-            f"{path}: the mask is black everywhere, so nothing would be made anew; make white what is to be"
-        )
+        told = "white everywhere, so all would be kept" if keeps else "black everywhere, so nothing would be made anew"
+        raise UsageError(f"{path}: the mask is {told}")
     _, height, width = shape
     values = _resized(values, of.size, steps, Image.Resampling.BOX)
     values = _resized(_cropped(values, height / width, steps), (height, width), steps, Image.Resampling.BOX)
     if not values.any():
-        raise UsageError(f"{path}: what is white in the mask is cropped away with the picture's edges")
+        raise UsageError(f"{path}: what the mask lets change is cropped away with the picture's edges")
     return Input(path, pixels_sha256, tuple(steps), size), np.ascontiguousarray(values.transpose(2, 0, 1))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ddim_cli.config.schema import SamplingSettings
 from ddim_cli.models.conditions import Blend, Conditioning
-from ddim_cli.outputs.sidecar import ROW
+from ddim_cli.outputs.sidecar import EDIT, ROW
 from ddim_cli.sampling.items import Item
 from ddim_cli.sampling.outside import describe_callable
 from ddim_cli.sampling.resolve import Run
@@ -49,6 +49,10 @@ def sampling_record(run: Run) -> dict[str, Any]:
     else:
         # Without guidance nothing is led away from.
         record.pop("negative_prompt", None)
+    if run.of_edits:
+        # As of rows: what an edit says of itself takes its place.
+        record[EDIT] = {}
+        record.pop("mask", None)
     if run.of_rows:
         # What a row says of itself takes its place.
         record[ROW] = {}
@@ -121,6 +125,10 @@ def condition_record(conditioning: Conditioning, sampling: Mapping[str, Any]) ->
         record["between_prompts"] = {"prompts": list(conditioning.prompt.prompts), "weight": conditioning.prompt.weight}
     elif conditioning.prompt is not None:
         record["prompt"] = conditioning.prompt
-    if conditioning.negative_prompt and "guidance_scale" in sampling:
+    scale = conditioning.guidance_scale
+    if scale is not None:
+        record["guidance_scale"] = scale
+    guided = "guidance_scale" in sampling if scale is None else scale != 1
+    if conditioning.negative_prompt and guided:
         record["negative_prompt"] = conditioning.negative_prompt
     return record

@@ -16,7 +16,7 @@ from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
-from ddim_cli.outputs.sidecar import ROW, SCHEMA, STRIP_SCHEMA, first_difference, is_row, run_identity
+from ddim_cli.outputs.sidecar import EDIT, ROW, SCHEMA, STRIP_SCHEMA, first_difference, is_of, is_row, run_identity
 from ddim_cli.outputs.store import read_json
 from ddim_cli.sampling.init import FACTS
 from ddim_cli.sampling.items import (
@@ -29,6 +29,7 @@ from ddim_cli.sampling.items import (
     Noise,
     Slerp,
     blend_item,
+    edit_item,
     frame_item,
     latent_item,
     picture_frame_item,
@@ -38,6 +39,9 @@ from ddim_cli.sampling.items import (
 )
 from ddim_cli.sampling.pictures import pixels_hash
 from ddim_cli.sampling.resolve import Run, resolve
+
+# Which command draws a strip that says this of itself.
+_MAKERS = {"inverted": "invert", "edited": "edit"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class Group:
         return is_row(self.first.record)
 
     @property
+    def of_edits(self) -> bool:
+        """Whether they are pictures that were inverted and edited, each with a condition of its own."""
+        return is_of(self.first.record, EDIT)
+
+    @property
     def threads(self) -> int:
         return self.first.runtime["threads"]
 
@@ -96,7 +105,7 @@ class Group:
 def _check_record(record: Any, path: Path) -> None:
     """UsageError unless all that replay needs is there."""
     if isinstance(record, dict) and record.get("schema") == STRIP_SCHEMA and "show" not in (record.get("strip") or {}):
-        maker = "invert" if "inverted" in (record.get("strip") or {}) else "interpolate"
+        maker = next((m for key, m in _MAKERS.items() if key in (record.get("strip") or {})), "interpolate")
         raise UsageError(
             f"{path}: is drawn of several pictures; the same ddim {maker} draws it again, and replay takes the "
             "pictures themselves"
@@ -136,6 +145,8 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path], ini
     sampling, name = record["sampling"], path.stem
     try:
         condition = conditioning_of(sampling)
+        if EDIT in sampling:
+            return _edit_of(sampling, path, condition, inits)
         if ROW in sampling:
             return _row_of(sampling, path, condition, latents, inits)
         if isinstance(condition.prompt, Blend) and record["seed"] is not None:
@@ -181,6 +192,18 @@ def _row_of(
     return row_item(path.stem, path.stem, start, seed, conditioning, facts, begins)
 
 
+def _edit_of(sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, inits: Sequence[Path]) -> Item:
+    """The item of a picture that was inverted and edited. Raises as `_row_of`."""
+    facts = sampling[EDIT]
+    shown = Conditioning(facts["from"].get("class"), facts["from"].get("prompt"), None, 1.0)
+    picture = find_picture(facts, path, inits)
+    start = Inversion(picture, shown, sampling["timesteps"].index(facts["start_timestep"]))
+    mask = next((key for key in ("mask", "keep_mask") if key in facts), None)
+    canvas = None if mask is None else Canvas(picture, find_picture(facts[mask], path, inits), mask == "keep_mask")
+    conditioning = replace(conditioning, guidance_scale=float(sampling["guidance_scale"]))
+    return edit_item(path.stem, start, conditioning, {EDIT: facts}, canvas)
+
+
 def _begins_of(sampling: Mapping[str, Any], path: Path, inits: Sequence[Path]) -> Begins:
     """How a picture began that is of a seed. Raises as `_row_of`."""
     variation = None
@@ -188,7 +211,8 @@ def _begins_of(sampling: Mapping[str, Any], path: Path, inits: Sequence[Path]) -
         variation = (sampling["variation_seed"], sampling["variation_strength"])
     if "init" not in sampling:
         return Begins(variation)
-    canvas = Canvas(*(find_picture(sampling[key], path, inits) for key in ("init", "mask") if key in sampling))
+    mask = find_picture(sampling["mask"], path, inits) if "mask" in sampling else None
+    canvas = Canvas(find_picture(sampling["init"], path, inits), mask)
     return Begins(variation, sampling["timesteps"].index(sampling["start_timestep"]), canvas)
 
 
@@ -339,15 +363,16 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         runtime__compile="auto" if original.runtime.get("compile") else False,
     )
     plan = layer(output__dir=str(folder), output__grid=grid)
-    canvas = None if group.of_rows else original.item.canvas
+    follow = group.of_rows or group.of_edits
+    canvas = None if follow else original.item.canvas
     if canvas is not None:
         # They may have moved since.
         found = _found(canvas)
         plan = Layer({**plan.values, **found}, {**plan.origins, **dict.fromkeys(found, origin)})
     model = [] if moved else [model_layer(original.record, original.file)]
-    run = resolve([settings, ran, *model, *overrides, plan], conditions_follow=group.of_rows)
-    classes = group.of_rows and original.item.class_number is not None
-    return replace(run, of_rows=group.of_rows, classes_follow=classes)
+    run = resolve([settings, ran, *model, *overrides, plan], conditions_follow=follow)
+    classes = follow and original.item.class_number is not None
+    return replace(run, of_rows=group.of_rows, of_edits=group.of_edits, classes_follow=classes)
 
 
 def _found(canvas: Canvas) -> dict[str, str]:

@@ -37,7 +37,8 @@ class Run:
     """Settings that hold together, the model they are for (None where none was looked up) and the grid that runs.
 
     ``of_rows``: its pictures are the rows of a job file, which bring prompts and, with ``classes_follow``, classes.
-    ``init`` is the picture that all of them begin from, where there is one.
+    ``init`` is the picture that all of them begin from, where there is one. ``of_edits``: they are pictures that are
+    inverted, and sampled as something else.
     """
 
     resolved: Resolved
@@ -47,6 +48,7 @@ class Run:
     of_rows: bool = False
     classes_follow: bool = False
     init: Init | None = None
+    of_edits: bool = False
 
     @property
     def config(self) -> Config:
