@@ -103,8 +103,9 @@ def read_input(path: Path, shape: tuple[int, int, int]) -> tuple[Input, np.ndarr
 def read_mask(path: Path, of: Input, shape: tuple[int, int, int], keeps: bool = False) -> tuple[Input, np.ndarray]:
     """Read the mask of a picture that was read for a network of ``shape`` (C, H, W): white is made anew, grey blends.
 
-    With ``keeps`` it is the other way round: white stays as it is. One of another size than the picture is resized to it; then it goes the way of the picture. Where it is resized, its
-    values are averaged over squares, so that what is black all around stays black.
+    With ``keeps`` it is the other way round: white stays as it is. One of another size than the picture is resized to
+    it; then it goes the way of the picture. Where it is resized, its values are averaged over squares, so that what is
+    black all around stays black.
 
     Returns:
         what was read, and the mask, float32 [1, H, W] from 0 to 1.
