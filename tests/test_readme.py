@@ -97,6 +97,8 @@ def test_every_file_and_flag_that_is_named_exists():
         "--latents",
         "--items",
         "--embed",
+        "--to",
+        "--keep-mask",
     }
     for name in set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
         "--array",
@@ -120,6 +122,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     exec(experiments.replace('"steps": 50', '"steps": 5'), names)
     assert len(names["frames"].frames) == 5
     assert len(names["found"].reconstructions) == 8
+    assert [path.exists() for path in names["edited"].pictures[0].edits] == [True, True]
     assert (names["swept"].made, names["swept"].left) == (16, 0)
 
 
@@ -164,6 +167,8 @@ def make_ready(folder: Path, tiny_model: Path) -> None:
     original = ROOT / "tests" / "data" / "ddim-original-tiny"
     shutil.copy(original / "model-1000.ckpt", folder / "ckpt.pth")
     shutil.copy(original / "config.yml", folder)
+    shutil.copy(original.parent / "digits" / "3.png", folder / "photo.png")
+    shutil.copy(original.parent / "digits" / "4.png", folder / "mask.png")
     save_file({"latent": torch.randn(1, 32, 32)}, folder / "mine.safetensors")
     for kind in ("jsonl", "csv"):
         [rows] = re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)

@@ -111,7 +111,7 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "between": _between(sampling.get("between")),
         "inverted": _inverted(sampling.get("inverted")),
         "edited": _edited(sampling.get("edit")),
-        "error": _error(record.get("inversion")),
+        "error": _error(record.get("inversion") or record.get("reconstruction")),
         "latent": _latent(record, provenance.unchanged),
         **panels.beginning(sampling),
         "class": sampling.get("class"),

@@ -86,7 +86,7 @@ class EditedPictures(Product):
             told["error"] = float(f"{error:.6g}")
         if picture.residual is not None:
             told["residual"] = float(f"{picture.residual:.6g}")
-        self.save_pair(job, picture, **({"inversion": told} if told else {}))
+        self.save_pair(job, picture, **({"reconstruction": told} if told else {}))
 
     def plan(self, job: Job) -> dict[str, Any]:
         return {"pictures": [str(picture.path) for picture in self.edits.pictures]}
@@ -215,7 +215,7 @@ def sheet_path(job: Job) -> Path:
 
 def error_of(job: Job, item: Item) -> float:
     """That of a reconstruction, as its sidecar has it; NaN where there is none."""
-    told = (read_json(job.folder.sidecar(item.name)) or {}).get("inversion")
+    told = (read_json(job.folder.sidecar(item.name)) or {}).get("reconstruction")
     error = told.get("error") if isinstance(told, dict) else None
     return float(error) if isinstance(error, (int, float)) else float("nan")
 

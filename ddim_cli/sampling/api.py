@@ -112,8 +112,9 @@ def sample(
             callable is to run elsewhere than on the CPU in float32, say so in [runtime].
         shape: (C, H, W) of an image, for a network that does not tell.
         items: rows in place of ``config``'s seeds, a picture each: a job file, or mappings with its keys ``name``,
-            ``seed``, ``prompt``, ``negative_prompt``, ``class`` and ``latent``. A callable takes no prompts, and is
-            given classes where the rows have some.
+            ``seed``, ``prompt``, ``negative_prompt``, ``class``, ``latent``, ``init``, ``mask`` and ``strength``. A
+            callable takes no prompts, and is given classes where the rows have some. Rows of one strength that stand
+            together share batches.
 
     What can be refused is refused at once; a batch is sampled when its first picture is asked for. While the network is
     loaded, and while a batch is sampled, torch's switches of TF32 are as [runtime] says; between two pictures and at

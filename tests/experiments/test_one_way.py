@@ -38,6 +38,12 @@ COMMANDS = {
                        "1.recon.json"),
     "invert text": (("invert", "-m", TEXT, "--prompt", "a", *(DIGITS / f"{i}.png" for i in range(3))), 3,
                     "inverted.png", "1.recon.json"),
+    "mask": (("sample", "-n", 5, "--init", DIGITS / "3.png", "--mask", DIGITS / "4.png", "--eta", 0.5,
+              "--variation-seed", 9, "--variation-strength", 0.2), 5, "grid.png", "000003.json"),
+    "inverted edits": (("edit", "-m", TEXT, DIGITS / "3.png", DIGITS / "4.png", "--from", "a", "--to", "b", "--refine",
+                        1), 4, "edited.png", "3.b-7.5.json"),
+    "inverted frames": (("interpolate", "--between", f"{DIGITS / '3.png'},{DIGITS / '4.png'}", "--frames", 3), 3,
+                        "strip.png", "frame_001.json"),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", COMMANDS)
 
@@ -205,9 +211,11 @@ def test_a_replay_that_differs_is_seen(ddim, name, tmp_path, monkeypatch):
     def other(*args, **more):
         from dataclasses import replace
 
+        def weaker(of):
+            return replace(of, network=lambda *given: of.network(*given) * 0.9)
+
         sampler = whole(*args, **more)
-        network = sampler.down.network
-        return replace(sampler, down=replace(sampler.down, network=lambda *given: network(*given) * 0.9))
+        return replace(sampler, down=weaker(sampler.down), passes=lambda *asked: weaker(sampler.passes(*asked)))
 
     monkeypatch.setattr(executor, "make_sampler", other)
     more = ("--latents", LATENTS) if name == "latents" else ()
