@@ -43,9 +43,14 @@ def text_scheduler(**changes):
     return DDIMScheduler(**{**settings, "set_alpha_to_one": False, "steps_offset": 1, **changes})
 
 
-def make_text_pipeline(folder: Path, shape: str = "sd1", limit: int = 77, words: Sequence[str] = WORDS, **scheduler):
-    """A random StableDiffusionPipeline of 64x64 pictures, ``shape`` "sd1" or "sd2", saved into ``folder``."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+def make_text_pipeline(
+    folder: Path, shape: str = "sd1", limit: int = 77, words: Sequence[str] = WORDS, channels: int = 4, **scheduler
+):
+    """A random StableDiffusionPipeline of 64x64 pictures, ``shape`` "sd1" or "sd2", saved into ``folder``.
+
+    With 9 ``channels`` a StableDiffusionInpaintPipeline, whose network takes a mask and what is known beside a latent.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     widths = {"sd1": (4, 8), "sd2": (32, 64)}[shape]
@@ -66,7 +71,7 @@ def make_text_pipeline(folder: Path, shape: str = "sd1", limit: int = 77, words:
     groups = {"norm_num_groups": 2} if shape == "sd1" else {}
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        block_out_channels=widths, sample_size=32, in_channels=4, out_channels=4, **blocks, **network
+        block_out_channels=widths, sample_size=32, in_channels=channels, out_channels=4, **blocks, **network
     )
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -79,7 +84,8 @@ def make_text_pipeline(folder: Path, shape: str = "sd1", limit: int = 77, words:
     torch.manual_seed(0)
     marks = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "vocab_size": 1000}
     encoder = CLIPTextModel(CLIPTextConfig(**marks, **text, max_position_embeddings=limit))
-    pipeline = StableDiffusionPipeline(
+    kind = StableDiffusionPipeline if channels == 4 else StableDiffusionInpaintPipeline
+    pipeline = kind(
         unet=unet,
         vae=vae,
         text_encoder=encoder,

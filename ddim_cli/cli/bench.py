@@ -168,11 +168,12 @@ def _resolve(layers: Layers, architecture: str | None, folder: Path) -> Run:
     from ddim_cli.config.layers import Layer, merge
     from ddim_cli.errors import UsageError
     from ddim_cli.evaluation.text_architectures import DEFAULT_PROMPT
-    from ddim_cli.sampling.resolve import resolve, settle
+    from ddim_cli.sampling.resolve import refuse_init, resolve, settle
 
     prompt = Layer({"sampling.prompt": DEFAULT_PROMPT}, {"sampling.prompt": "default of ddim bench"})
     if architecture is None:
-        run = resolve(layers, conditions_follow=True)
+        run = resolve(layers, conditions_follow=True, reads_init=False)
+        refuse_init(run, "bench measures sampling from noise; leave it out")
         if run.model.inpaints:
             raise UsageError(f"bench: {run.model.name} fills in masks of pictures, which bench does not measure")
         prompts = [prompt] if run.model.takes_text else []

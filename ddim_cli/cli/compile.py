@@ -49,7 +49,7 @@ def compile_network(
         (_clear if clear else _show_kept)(json)
         return
     # No prompt or class bears on the code.
-    run = resolve(layers, conditions_follow=True)
+    run = resolve(layers, conditions_follow=True, reads_init=False)
     with showing_progress(quiet, RunProgress(verbose)) as progress:
         from ddim_cli.sampling import compiled
         from ddim_cli.sampling.job import make_job

@@ -51,7 +51,7 @@ def show(layers: Layers, verbose: Verbose = False, json: Json = False) -> None:
     from ddim_cli.config.write import render_resolved
     from ddim_cli.sampling.resolve import resolve
 
-    run = resolve(layers, conditions_follow=True)
+    run = resolve(layers, conditions_follow=True, reads_init=False)
     for warning in run.warnings:
         console.warn(warning)
     if json:

@@ -102,7 +102,8 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
     image, sampling, runtime = record.get("image"), record["sampling"], record["runtime"]
     versions = runtime.get("versions")
     # A strip of a seed is more than the picture that replay would make.
-    replayable = type(record.get("seed")) is int and "strip" not in record
+    of_pictures = "edit" in sampling or "between" in sampling
+    replayable = (type(record.get("seed")) is int or of_pictures) and "strip" not in record
     states: Mapping[bool | None, str]
     states = {True: "as they were made", False: "changed since", None: "not looked at: the PNG cannot be read"}
     table = {
@@ -294,6 +295,7 @@ def rows(facts: Mapping[str, Any]) -> dict[str, Any]:
         "image": f"{facts['channels']} x {facts['height']} x {facts['width']}",
         "state": f"{' x '.join(map(str, facts['state']))}, latents times {facts['latent_scale']:g}" if parts else None,
         "prompt": _prompt_limit(facts),
+        "inpainting": "fills in parts of pictures: sample with --init and --mask" if facts.get("inpaints") else None,
         "classes": f"0-{facts['classes'] - 1}" if facts["classes"] else None,
         "blocks": "\n".join(f"{'└' if line is facts['blocks'][-1] else '├'} {line}" for line in facts["blocks"]),
         **{part["name"]: _part(part) for part in parts},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.jobs import Outcome, run_job, show_done
+from ddim_cli.cli.jobs import Outcome, run_job, say_conversions, show_done
 from ddim_cli.cli.options import OF_INVERSION, Layers, RunOptions, option, with_settings
 from ddim_cli.cli.show import check_show, show_pictures
 
@@ -154,6 +154,8 @@ def sample_rows(layers: Layers, path: Path, options: RunOptions, npz: Path | Non
         from ddim_cli.sampling.product import name_npz
         from ddim_cli.sampling.row_product import RowPictures
 
+        if speaks and not options.quiet and items.inits is not None:
+            say_conversions(items.inits.inputs)
         array = name_npz(npz, options.overwrite) if npz is not None and speaks else None
         return make_job(run, items, shard, f"-{file.stem}"), RowPictures(array)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class BetweenPictures:
         named = "-".join(self.stops)
         if len(named) > 40:
             named = f"{self.stops[0][:20]}-by-{len(self.stops) - 1}-others"
-        return f"-between-{named}-frames{self.count}"
+        # Pictures of one name may lie in many folders.
+        hashes = "".join(picture.pixels_sha256 for picture in self.pictures)
+        return f"-between-{named}-{hashlib.sha256(hashes.encode()).hexdigest()[:6]}-frames{self.count}"
 
 
 def resolve_pictures(

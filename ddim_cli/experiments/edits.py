@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ddim_cli.config.labels import label_of
 from ddim_cli.config.layers import Layer, merge, validate_layer
 from ddim_cli.config.seeds import parse_classes
 from ddim_cli.errors import ConfigError, UsageError
@@ -25,9 +24,9 @@ WHY_ETA_0 = (
     "an edit needs eta 0. It keeps what it can of a picture because no step adds noise that the way up did not find"
 )
 GUIDANCE = "sampling.guidance_scale"
-# Of what a prompt gives to a file's name.
+# In bytes: of what a prompt gives to a file's name, and of a name as a whole.
 LONGEST_SLUG = 60
-RECONSTRUCTION = "recon"
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,17 @@ class Edit:
 
     @property
     def scale(self) -> float:
-        return self.conditioning.guidance_scale or 1.0
+        given = self.conditioning.guidance_scale
+        return 1.0 if given is None else given
 
     @property
     def slug(self) -> str:
-        """What the picture's file is named after: 7.a-bold-seven-7.5."""
-        text = re.sub(r"[^\w]+", "-", self.to.casefold()).strip("-")
-        if text != self.to.replace(" ", "-") or len(text) > LONGEST_SLUG:
+        """What the picture's file is named after: a-bold-seven-7.5."""
+        text = _slug(self.to)
+        if text.replace("-", " ") != self.to:
             # Two prompts that differ in signs alone are two edits.
-            text = f"{text[:LONGEST_SLUG].strip('-')}-{hashlib.sha256(self.to.encode()).hexdigest()[:6]}".strip("-")
-        return f"{text}-{self.scale:g}"
+            text = f"{text}-{_digest(self.to)}".strip("-")
+        return f"{text}-{self.scale:.10g}"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Edits:
         for edit in (self.source, *self.edits):
             for n, picture in enumerate(self.pictures):
                 mask = self.masks[n] if self.masks else None
-                canvas = None if mask is None else Canvas(picture.path, mask.path, self.keeps)
-                name = f"{picture.name}.{RECONSTRUCTION if edit is self.source else edit.slug}"
+                canvas = None if mask is None else Canvas(picture.path, mask.path, self.keeps, picture.pixels_sha256)
+                name = f"{picture.name}.recon" if edit is self.source else f"{picture.name}.{edit.slug}.edit"
                 start = Inversion(picture.path, self.source.conditioning, self.begin)
                 found.append(edit_item(name, start, edit.conditioning, self._facts(run, picture, mask), canvas))
         return found
@@ -86,12 +86,19 @@ class Edits:
 
     def ending(self) -> str:
         """What the default folder's name ends with: what it is edited from decides all pictures in it."""
-        text = label_of(self.source.to, 40).casefold()
-        slug = re.sub(r"[^\w]+", "-", text).strip("-")
-        digest = hashlib.sha256(self.source.to.encode()).hexdigest()[:6]
         kept = "".join(mask.pixels_sha256 for mask in self.masks)
-        masked = f"-mask-{hashlib.sha256(kept.encode()).hexdigest()[:6]}" if kept else ""
-        return f"-edit-{slug}-{digest}{masked}" if slug else f"-edit-{digest}{masked}"
+        masked = f"-{'keep-mask' if self.keeps else 'mask'}-{_digest(kept)}" if kept else ""
+        return f"-edit-{_slug(self.source.to)}-{_digest(self.source.to)}{masked}".replace("--", "-")
+
+
+def _slug(text: str) -> str:
+    """A text as a part of a file's name; much of it may be lost."""
+    words = re.sub(r"\W+", "-", text.casefold()).strip("-")
+    return words.encode()[:LONGEST_SLUG].decode(errors="ignore").strip("-")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def resolve_edits(
@@ -122,7 +129,9 @@ def resolve_edits(
             raise UsageError('say what the picture shows, with --from "a thin seven"')
         source = settings.prompts[0]
     if guidance_scales:
-        said = Layer({GUIDANCE: max(guidance_scales)}, {GUIDANCE: "--guidance-scale"})
+        # What a guided edit needs of a model is checked of a scale that guides, if there is one.
+        guiding = next((scale for scale in guidance_scales if scale != 1), 1.0)
+        said = Layer({GUIDANCE: float(guiding)}, {GUIDANCE: "--guidance-scale"})
         for scale in guidance_scales:
             validate_layer(replace(said, values={GUIDANCE: float(scale)}))
         layers = [*layers, said]
@@ -136,14 +145,18 @@ def resolve_edits(
     negative = settings.negative_prompt
     edits = [Edit(each, _conditioning(run, each, "--to", negative, float(w))) for each in to for w in scales]
     for n, edit in enumerate(edits):
-        if edit in edits[:n]:
+        if edit.slug in [other.slug for other in edits[:n]]:
             raise UsageError(f"--to {edit.to!r}: is given twice at guidance scale {edit.scale:g}")
     read = tuple(read_input(file, run.model.shape)[0] for file in files)
     mask, keeps = (run.config.sampling.mask, False) if keep_mask is None else (keep_mask, True)
     masks = tuple(read_mask(named(mask), each, run.model.shape, keeps)[0] for each in read) if mask is not None else ()
-    begin = begin_of(run.timesteps, run.config.sampling.strength or 1.0)
+    begin = begin_of(run.timesteps, run.config.sampling.strength or 1.0, run.config.sampling.order)
+    found = Edits(read, shown, tuple(edits), begin, masks, keeps)
+    for item in found.items(run):
+        if len(item.name.encode()) > LONGEST_NAME:
+            raise UsageError(f"{item.name}: is too long for a file's name; rename the picture, or use fewer words")
     run = replace(_uncompiled(run, scales), of_edits=True, classes_follow=run.model.classes is not None)
-    return run, Edits(read, shown, tuple(edits), begin, masks, keeps), turned_off
+    return run, found, turned_off
 
 
 def _check_edits(run: Run, keep_mask: str | None) -> None:
@@ -170,6 +183,10 @@ def _check_edits(run: Run, keep_mask: str | None) -> None:
 def _conditioning(run: Run, text: str, option: str, negative: str | None, scale: float) -> Conditioning:
     """What a picture is to show: a prompt, or the number of a class. Raises UsageError."""
     model = run.model
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{option}: is no UTF-8 text") from None
     if model.takes_text:
         return Conditioning(None, text, negative, scale)
     try:

@@ -75,6 +75,8 @@ def _write(model: ModelDescription, directory: Path, dtype: torch.dtype) -> None
         autoencoder.save_pretrained(directory / name, safe_serialization=True)
         del autoencoder
         index[name] = ["diffusers", model.latents.autoencoder.class_name]
+        if model.inpaints:
+            pipeline = "StableDiffusionInpaintPipeline"
         if model.latents.text is not None:
             index |= _write_text(model.latents.text, directory, dtype)
     (directory / PIPELINE).write_text(

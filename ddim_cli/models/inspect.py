@@ -247,6 +247,7 @@ def facts(model: ModelDescription) -> dict[str, Any]:
         "guidance_scale": guidance,
         "classes": model.classes,
         "learned_variance": model.learned_variance,
+        **({"inpaints": True} if model.inpaints else {}),
         "blocks": blocks(model),
         "parameters": model.all_parameters,
         "weights": {

@@ -25,7 +25,7 @@ except ImportError:  # Windows
 # .000012.png.1f2e3d4c5b6a.tmp, .000012.png.lock, .run.json.work
 _OURS = re.compile(
     r"\.((\d{6,}|frame_\d{3,})\.(png|json)|\d{6,}\.(x0|xt)\.(png|gif)|run\.json|grid\.png|strip\.(png|gif)"
-    r"|sweep\.(json|png)|.+\.(recon|latent)\.(png|json)|.+\.latent\.safetensors|inverted\.png"
+    r"|sweep\.(json|png)|.+\.(recon|latent|edit)\.(png|json)|.+\.latent\.safetensors|(inverted|edited)\.png"
     r"|report\.html|items\.jsonl)"
     r"(\.[0-9a-f]{12}\.tmp|\.lock|\.work)"
 )

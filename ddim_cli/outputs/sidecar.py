@@ -44,8 +44,8 @@ _OF_A_ROW = ("class", "prompt", "negative_prompt", "init", "mask", "strength", "
 # Likewise of an edit.
 _OF_AN_EDIT = ("class", "prompt", "negative_prompt", "guidance_scale")
 _OF_A_KIND = {ROW: _OF_A_ROW, EDIT: _OF_AN_EDIT}
-# What says of a picture where it was, which decides nothing.
-PLACE = "path"
+# What says of a picture where it was, which decides nothing; its name there is part of it.
+PLACE, NAME = "path", "file"
 # What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
 # default: so folders of before stay what they were.
 _FROM_THE_START = {
@@ -107,7 +107,8 @@ def row_settings(line: Mapping[str, Any]) -> dict[str, Any]:
 def _unplaced(value: Any) -> Any:
     """A value without where the pictures that it is about lie."""
     if isinstance(value, Mapping):
-        return {k: _unplaced(v) for k, v in value.items() if k != PLACE}
+        placed = (PLACE, NAME) if PLACE in value else ()
+        return {k: _unplaced(v) for k, v in value.items() if k not in placed}
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         return [_unplaced(each) for each in value]
     return value

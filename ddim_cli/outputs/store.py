@@ -174,7 +174,7 @@ class PairFolder:
         difference = _rows_apart(of(record), settings) or first_difference(of(record), settings)
         if difference is not None:
             key, *values = difference
-            before, now = (shortened(json.dumps(value), 70) for value in values)
+            before, now = _shown(*values), _shown(*values[::-1])
             # All that a hash says of two sizes is that they are not the same.
             sizes = self._sizes(record) if key == "model.config_sha256" else None
             text = "with images of {}, this run has {}".format(*sizes) if sizes else None
@@ -249,6 +249,15 @@ class PairFolder:
 def _rows_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """As `first_difference` where one is of a job file's rows, and the other is not: all else follows from that."""
     return (_ROW, before.get(_ROW), now.get(_ROW)) if (_ROW in before) != (_ROW in now) else None
+
+
+def _shown(value: Any, other: Any) -> str:
+    """A value that is not the ``other``, in a message; of a picture, what is not the same of it."""
+    if not isinstance(value, Mapping) or value.keys() != {"pixels_sha256", "conversion"}:
+        return shortened(json.dumps(value), 70)
+    if isinstance(other, Mapping) and other.get("pixels_sha256") == value["pixels_sha256"]:
+        return f"it {', '.join(value['conversion']) or 'as it is'}"
+    return f"a picture of the pixels {value['pixels_sha256'][:8]}"
 
 
 def _in_words(before: Any, now: Any) -> str:

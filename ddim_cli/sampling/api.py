@@ -22,7 +22,7 @@ from ddim_cli.models.text import check_installed
 from ddim_cli.outputs.picture import to_image
 from ddim_cli.outputs.sidecar import describe_picture
 from ddim_cli.sampling.items import Item, SeedItems
-from ddim_cli.sampling.job import network_target, rows_an_image
+from ddim_cli.sampling.job import most_alike, network_target, rows_an_image
 from ddim_cli.sampling.loop import Denoiser, Picture, run_batches
 from ddim_cli.sampling.network import Network, Networks, Use
 from ddim_cli.sampling.outside import check_outside, guarded
@@ -30,9 +30,11 @@ from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime
 from ddim_cli.sampling.record import item_record, make_record
 from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resolve import resolve, settle, with_init, without_refinement
-from ddim_cli.sampling.rows import rows_of
+from ddim_cli.sampling.rows import RowItems, rows_of
 from ddim_cli.sampling.sampler import make_sampler
 
+# Of rows that cannot all share batches: enough for most batches to be full, few enough to wait for.
+BATCHES_AT_A_TIME = 16
 Model = LoadedModel | nn.Module | Network
 
 
@@ -113,8 +115,7 @@ def sample(
         shape: (C, H, W) of an image, for a network that does not tell.
         items: rows in place of ``config``'s seeds, a picture each: a job file, or mappings with its keys ``name``,
             ``seed``, ``prompt``, ``negative_prompt``, ``class``, ``latent``, ``init``, ``mask`` and ``strength``. A
-            callable takes no prompts, and is given classes where the rows have some. Rows of one strength that stand
-            together share batches.
+            callable takes no prompts, and is given classes where the rows have some.
 
     What can be refused is refused at once; a batch is sampled when its first picture is asked for. While the network is
     loaded, and while a batch is sampled, torch's switches of TF32 are as [runtime] says; between two pictures and at
@@ -138,7 +139,7 @@ def sample(
         run = settle(merge(layers), model.description, conditions_follow=job is not None)
     elif callable(model):
         outside = model
-        run = settle(merge(layers_of(config)))
+        run = settle(merge(layers_of(config)), conditions_follow=job is not None)
     else:
         raise UsageError(
             f"sample: model is a {type(model).__name__}; it must be a source, a loaded model or a callable"
@@ -166,7 +167,7 @@ def sample(
     if outside is None and run.model.takes_text:
         check_installed()
     allowed = run.config.runtime.tf32
-    batch_size = choose_batch_size(run.config.sampling.batch_size, len(plan), run.described, device, dtype)
+    batch_size = choose_batch_size(run.config.sampling.batch_size, most_alike(plan), run.described, device, dtype)
     batch_size = halve_to_fit(batch_size, run.described, device, dtype, rows_an_image(run))
     network: SamplingNetwork | Network
     compiled = False
@@ -183,7 +184,19 @@ def sample(
         sampler = make_sampler(run, network, device, dtype, shape, warn=warned.append)
     denoiser = Denoiser(sampler, on_slower=lambda what, why: warned.append(f"{what}: {why}"))
     record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled), outside)
-    return _samples(run_batches(denoiser, plan, batch_size), record, allowed, warned)
+    return _samples(_in_order(denoiser, plan, batch_size), record, allowed, warned)
+
+
+def _in_order(denoiser: Denoiser, plan: Sequence[Item], batch_size: int) -> Iterator[list[Picture]]:
+    """The pictures of a plan in its order. Rows of several kinds are sampled by kind, some batches at a time."""
+    if not isinstance(plan, RowItems) or plan.kinds is None:
+        yield from run_batches(denoiser, plan, batch_size)
+        return
+    for start in range(0, len(plan), BATCHES_AT_A_TIME * batch_size):
+        part = plan[start : start + BATCHES_AT_A_TIME * batch_size]
+        places = {item.name: place for place, item in enumerate(part)}
+        pictures = [picture for batch in run_batches(denoiser, part.by_kind(), batch_size) for picture in batch]
+        yield sorted(pictures, key=lambda picture: places[picture.item.name])
 
 
 def _samples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,8 @@ class Canvases:
 
     def _encoded(self, canvas: Canvas) -> Encoded:
         read, values = read_input(canvas.picture, self.picture_shape)
+        if canvas.pixels_sha256 not in (None, read.pixels_sha256):
+            raise UsageError(f"{canvas.picture}: has changed since this run began; run the same command again")
         picture = torch.from_numpy(values)
         states = self.decoder.distribution(picture[None])
         if canvas.mask is None:
@@ -88,43 +90,64 @@ class Frame(NamedTuple):
     def around(self, made: Tensor) -> Tensor:
         """``made`` where the mask is white, the picture itself where it is black, float32 [B, C', H', W']."""
         rows = len(made)
-        return self.masks[:rows] * made + (1 - self.masks[:rows]) * self.pictures[:rows]
+        # As pixels blend: what is beyond white is no more than white.
+        return self.masks[:rows] * made.clamp(-1, 1) + (1 - self.masks[:rows]) * self.pictures[:rows]
 
 
 class Kept:
     """What stays of the pictures of a batch: known states, put back at each level of noise.
 
     ``masks`` [B, 1, H, W] are 1 for what is made anew, ``states`` float32 [B, C, H, W] the pictures without noise,
-    ``noise`` what is added to them, the same at all levels. With ``climbs`` [B, C, H, W], the states of an inversion
-    from the picture up, those are put back. Levels are those of ``table``, by its alpha_bars.
+    ``noise`` what is added to them, the same at all levels. Levels are those of ``table``, by its alpha_bars. Of
+    pictures that were inverted, ``climbed`` gives the states after so many steps up, and these are put back.
     """
 
-    def __init__(self, masks: Tensor, states: Tensor, noise: Tensor, table: StepTable, climbs: Sequence[Tensor] = ()):
-        self._masks, self._states, self._noise, self._climbs = masks, states, noise, climbs
-        self._from = [float(a) for a in table.alpha_bar]
-        self._to = [float(a) for a in table.prev_alpha_bar]
+    def __init__(
+        self,
+        masks: Tensor,
+        states: Tensor,
+        noise: Tensor,
+        table: StepTable,
+        climbed: Callable[[int], Tensor] | None = None,
+    ):
+        self._masks, self._states, self._noise, self._climbed = masks, states, noise, climbed
+        self._last = len(table) - 1
+        # Where each step starts: the next one takes a state for one of its own level, also where a stride off the grid
+        # has led elsewhere. Behind them, where the last one ends.
+        self._levels = [*map(float, table.alpha_bar), float(table.prev_alpha_bar[-1])]
 
     def put_back(self, i: int, x: Tensor) -> None:
         """Change the states ``x`` after step ``i`` in place: what is known is there with the noise of its level."""
-        left = len(self._to) - 1 - i
-        if self._climbs:
-            known = self._climbs[left]
-        else:
-            # The grid may end above alpha_bar 1; the picture itself has no noise.
-            known = noised(self._states, self._noise, self._to[i]) if left else self._states
-        x.copy_((1 - self._masks) * known + self._masks * x)
+        x.copy_(self._around(x, i))
+
+    def x0(self, predicted: Tensor) -> Tensor:
+        """A predicted x0 with what is known in its place."""
+        return self._around(predicted, self._last)
 
     def rise(self, x: Tensor, before: int, to: int, noise: Tensor) -> None:
         """Add noise in place to the states ``x`` after step ``before``, until step ``to`` can start there again.
 
         What is known goes up with them.
         """
-        low, high = self._to[before], self._from[to]
+        low, high = self._levels[before + 1], self._levels[to]
         x.copy_(risen(x, noise, low, high))
         if high < 1:
             # What of the risen state is not the picture is its noise from here on.
-            own = risen(noised(self._states, self._noise, low), noise, low, high)
+            own = risen(self._known(before), noise, low, high)
             self._noise = (own - high**0.5 * self._states) / (1 - high) ** 0.5
+
+    def _around(self, x: Tensor, i: int) -> Tensor:
+        # In the end the picture itself is laid over, and blends what is grey: once is enough.
+        masks = self._masks if i < self._last else (self._masks > 0).to(x.dtype)
+        return (1 - masks) * self._known(i) + masks * x
+
+    def _known(self, i: int) -> Tensor:
+        """The known states after step ``i``: in the end the pictures, even where the grid ends above alpha_bar 1."""
+        if i == self._last:
+            return self._states
+        if self._climbed is not None:
+            return self._climbed(self._last - i)
+        return noised(self._states, self._noise, self._levels[i + 1])
 
 
 class Beginning(NamedTuple):
@@ -187,14 +210,19 @@ class Beginnings:
         frame = Frame(noise.padded([each.picture for each in encoded]), masks)
         small = F.interpolate(masks, size=self.shape[1:])
         if self.inpaints:
-            channels = torch.cat([(small >= 0.5).float(), noise.padded(known)], dim=1)
-            return Beginning(x, None, frame, channels)
+            small = (small >= 0.5).float()
+            self._check_mask(items, small)
+            return Beginning(x, None, frame, torch.cat([small, noise.padded(known)], dim=1))
         self._check_mask(items, small)
-        ways: list[Tensor] = []
+        climbed = None
         if inverted:
-            each_way = [climbs[item.inversions[0]].states for item in items]
-            ways = [noise.padded(list(level)) for level in zip(*each_way, strict=True)]
-        return Beginning(x, Kept(small, clean, start, self.table, ways), frame)
+            ways = [climbs[item.inversions[0]].states for item in items]
+
+            def climbed(steps: int) -> Tensor:
+                # One level at a time: all of them are as large as so many batches.
+                return noise.padded([states[steps] for states in ways])
+
+        return Beginning(x, Kept(small, clean, start, self.table, climbed), frame)
 
     def _start(self, item: Item, drawn: Tensor, climbs: Climbs) -> Tensor:
         """The state that an item starts from before its picture comes in, of which ``drawn`` is the stream's noise."""

@@ -34,34 +34,46 @@ class Init:
     inputs: tuple[Input, ...]
 
 
-def begin_of(timesteps: Sequence[int], strength: float) -> int:
-    """The step of the grid at which sampling begins with this strength. Raises ConfigError where none is left."""
+def begin_of(timesteps: Sequence[int], strength: float, order: int = 1) -> int:
+    """The step of the grid at which sampling begins with this strength.
+
+    Raises ConfigError where none is left, or fewer than a solver of this order needs.
+    """
     count = len(timesteps)
     begin = first_step(count, strength)
-    if begin == count:
-        least = next(n for n in range(1, 101) if first_step(count, n / 100) < count) if count <= 100 else None
-        use = f"use {least / 100:g} or more, or more steps" if least is not None else "use a larger one, or more steps"
-        raise ConfigError(f"sampling.strength = {strength:g} leaves none of the {count} steps of the grid; {use}")
+    if count - begin < order:
+        enough = (n / 100 for n in range(1, 101) if count - first_step(count, n / 100) >= order)
+        use = f"{next(enough):g} or more" if count <= 100 else "a larger one"
+        left, needs = count - begin or "none", f", and sampling.order = {order} needs {order}" if order > 1 else ""
+        raise ConfigError(
+            f"sampling.strength = {strength:g} leaves {left} of the {count} steps of the grid{needs}; use {use}, or "
+            "more steps"
+        )
     return begin
 
 
 def read_init(
-    timesteps: Sequence[int], shape: Shape, picture: Path, mask: Path | None = None, strength: float | None = None
+    timesteps: Sequence[int],
+    shape: Shape,
+    picture: Path,
+    mask: Path | None = None,
+    strength: float | None = None,
+    order: int = 1,
 ) -> Init:
     """Read a picture to begin from, and its mask, for a network of pictures of ``shape`` (C, H, W).
 
     Raises:
         UsageError: for a file that cannot be read, and a mask that lets nothing change.
-        ConfigError: for a strength of which no step is left.
+        ConfigError: for a strength of which no step is left, or too few for a solver of this ``order``.
     """
     if strength is None:
         strength = STRENGTH if mask is None else STRENGTH_IN_A_MASK
-    begin = begin_of(timesteps, strength)
+    begin = begin_of(timesteps, strength, order)
     read, _ = read_input(picture, shape)
     inputs = (read,) if mask is None else (read, read_mask(mask, read, shape)[0])
     about: dict[str, Any] = {key: located(each) for key, each in zip(("init", "mask"), inputs, strict=False)}
     about |= {"strength": strength, "start_timestep": timesteps[begin]}
-    return Init(Canvas(picture, mask), begin, about, inputs)
+    return Init(Canvas(picture, mask, pixels_sha256=read.pixels_sha256), begin, about, inputs)
 
 
 def located(read: Input) -> dict[str, Any]:

@@ -132,11 +132,13 @@ class Canvas:
     """A picture that sampling begins from, with noise added, and that stays where a mask is black.
 
     Without ``mask`` all of it changes (SDEdit, arXiv:2108.01073). ``keeps``: what is white in the mask is what stays.
+    ``pixels_sha256`` is of the picture as it was when it was first read.
     """
 
     picture: Path
     mask: Path | None = None
     keeps: bool = False
+    pixels_sha256: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

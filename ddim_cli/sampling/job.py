@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ddim_cli.diffusion.resampling import stretches
@@ -26,6 +27,7 @@ from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime
 from ddim_cli.sampling.record import make_record
 from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resolve import Run, without_refinement
+from ddim_cli.sampling.rows import RowItems
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,12 @@ def make_job(
 
 
 def most_alike(plan: Sequence[Item]) -> int:
-    """How many items of a plan one batch could hold at most: those of one kind.
-
-    Of rows, which may be millions, all are taken to be of one kind.
-    """
-    if not isinstance(plan, list):
-        return len(plan)
-    return max(Counter(item.kind for item in plan).values(), default=0)
+    """How many items of a plan one batch could hold at most: those of one kind."""
+    if isinstance(plan, RowItems):
+        return len(plan) if plan.kinds is None else int(np.bincount(plan.kinds).max())
+    if isinstance(plan, list):
+        return max(Counter(item.kind for item in plan).values(), default=0)
+    return len(plan)
 
 
 def output_path(run: Run, record: Mapping[str, Any], ending: str = "") -> Path:

@@ -32,6 +32,8 @@ OnHalved = Callable[[int], None]
 # Called with what runs slower than it could, and why.
 OnSlower = Callable[[str, str], None]
 NOT_CAPTURED = "the step cannot be captured as a CUDA graph, and runs kernel by kernel, which is slower"
+# Passes of which buffers, and on a GPU a graph, are kept: up, and down with guidance and without, and one to spare.
+MOST_STEPPERS = 4
 # Bytes of latents and of states on the way to them that are kept for items of later batches.
 KEPT_CLIMBS = 2**28
 # Steps that a GPU may be behind the host: enough to keep it busy, few enough for a progress bar to be true.
@@ -325,7 +327,7 @@ def denoise(
             if kept is not None:
                 kept.put_back(i, stepper.x)
             if observer is not None:
-                observer.step(i, stepper.x, stepper.x0)
+                observer.step(i, stepper.x, stepper.x0 if kept is None else kept.x0(stepper.x0))
             done += 1
             on_step(done)
     return stepper.x
@@ -379,6 +381,18 @@ def to_host(x: Tensor) -> Tensor:
 def is_out_of_memory(error: RuntimeError) -> bool:
     # On a CPU, torch says so in a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class _Framed(Decoder):
+    """A decoder, and what is around the pictures of a batch where a mask keeps it."""
+
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+        self.frame: Frame | None = None
+
+    def decode(self, x: Tensor) -> Tensor:
+        pictures = self._decoder.decode(x)
+        return pictures if self.frame is None else self.frame.around(pictures)
 
 
 class _FirstNotFinite(Observer):
@@ -461,6 +475,9 @@ class Denoiser:
             self.forget()
             self._rows = rows
         if id(of) not in self._steppers:
+            if len(self._steppers) == MOST_STEPPERS:
+                # Items come by kind: what was first needed is not needed any more.
+                del self._steppers[next(iter(self._steppers))]
             buffers = tuple(value.clone() for value in condition)
             self._steppers[id(of)] = self._captured(Stepper(self.sampler, of, rows, buffers, self._watch is not None))
         return self._steppers[id(of)]
@@ -487,12 +504,11 @@ class Denoiser:
     def launch(self, items: Sequence[Item], rows: int, on_step: OnStep = lambda done: None) -> Launched:
         """Sample ``items`` as one batch of ``rows`` rows. Raises UsageError for an item whose start cannot be read."""
         started, sampler = time.perf_counter(), self.sampler
-        observer = self._watch(items, sampler.decoder) if self._watch is not None else None
-        x, frame, climbs = self._run(items, rows, on_step, observer)
+        decoder = _Framed(sampler.decoder)
+        observer = self._watch(items, decoder) if self._watch is not None else None
+        x, climbs = self._run(items, rows, on_step, decoder, observer)
         x = x[: len(items)]
-        finite, decoded = to_host(x.isfinite().flatten(1).all(1)), sampler.decoder.decode(x)
-        if frame is not None:
-            decoded = frame.around(decoded)
+        finite, decoded = to_host(x.isfinite().flatten(1).all(1)), decoder.decode(x)
         pixels, x0 = to_host(to_uint8(decoded)), to_host(decoded) if sampler.keeps_x0 else None
         sampler.decoder.release()
         known = [sampler.condition.facts(item.conditioning) for item in items]
@@ -507,16 +523,24 @@ class Denoiser:
         items: Sequence[Item],
         rows: int,
         on_step: OnStep,
+        decoder: _Framed,
         observer: Observer | None,
         up_observer: Observer | None = None,
-    ) -> tuple[Tensor, Frame | None, list[Climb | None]]:
-        """The final states of a batch, what is around them, and of each item that was inverted what came of that."""
+    ) -> tuple[Tensor, list[Climb | None]]:
+        """The final states of a batch, and of each item that was inverted what came of that.
+
+        ``decoder`` is told what is around its pictures.
+        """
         sampler, first = self.sampler, items[0]
         if sampler.runs_ahead:
             on_step = Pace(sampler.device, on_step)
         noise = sampler.noise(items, rows)
         before = self._climb(items, rows, on_step, up_observer)
         begun = self._beginnings.of(items, rows, noise, self._climbs)
+        decoder.frame = begun.frame
+        if before or first.canvas is not None:
+            # What encoded pictures is not needed while the network runs.
+            sampler.decoder.release()
         condition = sampler.conditions(items, rows)
         if begun.channels is not None:
             condition = (*condition, begun.channels)
@@ -526,7 +550,7 @@ class Denoiser:
             stepper, way, begun.states, condition, noise, lambda done: on_step(before + done), observer, begun.kept
         )
         climbs = [self._climbs[item.start] if isinstance(item.start, Inversion) else None for item in items]
-        return x, begun.frame, climbs
+        return x, climbs
 
     def _climb(self, items: Sequence[Item], rows: int, on_step: OnStep, observer: Observer | None) -> int:
         """Invert what the items start from, unless it is known from a batch before; how many steps were told of."""
@@ -566,21 +590,22 @@ class Denoiser:
         stepper = self._stepper(way.of, rows, condition)
         states = _States(observer)
         x = denoise(stepper, way, noise.padded(pictures), condition, noise, on_step, states if masked else observer)
-        latents, residuals = x.cpu().clone(), stepper.residual.cpu().clone()
+        latents, residuals = x.cpu(), stepper.residual.cpu()
         refined = way.of.refinement is not None
-        return {
-            inversion: Climb(
-                latents[row], residuals[row] if refined else None, tuple(level[row] for level in states.found)
-            )
-            for row, inversion in enumerate(inversions)
-        }
+
+        def of_row(row: int) -> Climb:
+            # A copy: one that is kept is not to hold its whole batch.
+            way_up = tuple(level[row].clone() for level in states.found)
+            return Climb(latents[row].clone(), residuals[row].clone() if refined else None, way_up)
+
+        return {inversion: of_row(row) for row, inversion in enumerate(inversions)}
 
     def explain_not_finite(self, item: Item, rows: int) -> RunError:
         """Run one item again, looking at every step, to name the first whose result is NaN or infinite."""
         sampler = self.sampler
         down = _FirstNotFinite(sampler.down)
         up = _FirstNotFinite(sampler.up, " of the inversion") if item.inversions else None
-        self._run([item], rows, lambda done: None, down, up)
+        self._run([item], rows, lambda done: None, _Framed(sampler.decoder), down, up)
         found = (up.found if up is not None else None) or down.found
         if found is None:
             return RunError(f"{item.label}: the result was not finite, but was when it was run once more alone")
@@ -589,13 +614,14 @@ class Denoiser:
 
 
 def _within(climbs: dict[Inversion, Climb], wanted: Iterable[Inversion]) -> dict[Inversion, Climb]:
-    """Those of ``climbs`` that memory is spent on: the ``wanted``, and behind them as many as fit."""
-    kept = {inversion: climbs[inversion] for inversion in wanted}
-    left = KEPT_CLIMBS - sum(map(_bytes, kept.values()))
+    """Those of ``climbs`` that memory is spent on: the ``wanted``, last, and before them of the others those that were
+    wanted last, as many as fit."""
+    own = {inversion: climbs[inversion] for inversion in wanted}
+    left, others = KEPT_CLIMBS - sum(map(_bytes, own.values())), []
     for inversion, climb in reversed(climbs.items()):
-        if inversion not in kept and (left := left - _bytes(climb)) > 0:
-            kept[inversion] = climb
-    return kept
+        if inversion not in own and (left := left - _bytes(climb)) > 0:
+            others.append((inversion, climb))
+    return {**dict(reversed(others)), **own}
 
 
 def _bytes(climb: Climb) -> int:

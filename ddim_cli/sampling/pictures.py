@@ -44,7 +44,7 @@ class Input:
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """The files themselves, and in place of a folder the pictures in it, by name.
 
-    In a folder sheets and strips of this tool are left out, and reconstructions.
+    In a folder sheets and strips of this tool are left out, and reconstructions and edits.
 
     Raises:
         UsageError: for a path that is not there, a folder without pictures, two pictures of one name, or a name that
@@ -53,7 +53,9 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if is_picture_file(p) and not p.stem.endswith(".recon"))
+            inside = sorted(
+                p for p in path.iterdir() if is_picture_file(p) and not p.stem.endswith((".recon", ".edit"))
+            )
             if not inside:
                 raise UsageError(f"{path}: there are no pictures in this folder ({' '.join(sorted(ENDINGS))})")
             found += inside
@@ -115,7 +117,8 @@ def read_mask(path: Path, of: Input, shape: tuple[int, int, int], keeps: bool = 
     """
     steps: list[str] = []
     image, pixels_sha256 = _opened(path, steps)
-    values = _with_channels(image, 1, steps, path)
+    # What is painted on nothing is what a mask means; nothing itself is black.
+    values = _with_channels(image, 1, steps, path, ground="black")
     size = (values.shape[0], values.shape[1])
     if keeps:
         values = 1 - values
@@ -151,8 +154,9 @@ def _opened(path: Path, steps: list[str]) -> tuple[Image.Image, str]:
             if deep and not image.mode.startswith("I"):
                 steps.append("16 bits a channel read as 8")
             turned = ImageOps.exif_transpose(image)
-            if image.getexif().get(0x0112, 1) != 1:
-                steps.append("turned as its EXIF orientation says")
+            orientation = image.getexif().get(0x0112, 1)
+            if orientation != 1:
+                steps.append(f"turned as its EXIF orientation {orientation} says")
             return turned, pixels_sha256
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
@@ -172,8 +176,10 @@ def _hash(image: Image.Image) -> str:
     return hashlib.sha256(shown.tobytes()).hexdigest()
 
 
-def _with_channels(image: Image.Image, channels: int, steps: list[str], path: Path) -> np.ndarray:
-    """float32 [H, W, C] in [0, 1] with this many channels."""
+def _with_channels(
+    image: Image.Image, channels: int, steps: list[str], path: Path, ground: str = "white"
+) -> np.ndarray:
+    """float32 [H, W, C] in [0, 1] with this many channels; an alpha with no channel for it comes on ``ground``."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = _deep_grey(image, steps, path)
         return np.concatenate([values] * min(channels, 3) + [np.ones_like(values)] * (channels == 4), axis=2)
@@ -181,9 +187,8 @@ def _with_channels(image: Image.Image, channels: int, steps: list[str], path: Pa
     if clear and channels != 4:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
-            ground = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(ground, image)
-            steps.append("alpha composited on white")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
+            steps.append(f"alpha composited on {ground}")
         image = image.convert("RGB")
     before = image.mode
     target = {1: "L", 3: "RGB", 4: "RGBA"}[channels]

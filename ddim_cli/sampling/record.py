@@ -42,7 +42,7 @@ def sampling_record(run: Run) -> dict[str, Any]:
         record["prompts"] = list(record.pop("prompt"))
     if run.init is not None:
         record |= run.init.about
-    if settings.guidance_scale != 1:
+    if settings.guidance_scale != 1 and not run.of_edits:
         record |= {key: getattr(settings, key) for key in _OF_GUIDANCE}
         if run.config.model.null_class is not None or run.takes_classes:
             record["null_class"] = run.config.model.null_class
@@ -52,7 +52,12 @@ def sampling_record(run: Run) -> dict[str, Any]:
     if run.of_edits:
         # As of rows: what an edit says of itself takes its place.
         record[EDIT] = {}
-        record.pop("mask", None)
+        for key in ("mask", "negative_prompt"):
+            record.pop(key, None)
+        if settings.guidance_rescale:
+            record["guidance_rescale"] = settings.guidance_rescale
+        if run.config.model.null_class is not None:
+            record["null_class"] = run.config.model.null_class
     if run.of_rows:
         # What a row says of itself takes its place.
         record[ROW] = {}

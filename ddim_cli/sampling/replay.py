@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,8 +226,10 @@ def find_picture(facts: Mapping[str, Any], sidecar: Path, places: Sequence[Path]
     candidates = [place if place.is_file() else place / name for place in places] + [was, sidecar.parent / name]
     there = [candidate for candidate in candidates if candidate.is_file()]
     for candidate in there:
-        if pixels_hash(candidate) == facts["pixels_sha256"]:
-            return candidate
+        # One that is no picture any more has changed too.
+        with contextlib.suppress(UsageError):
+            if pixels_hash(candidate) == facts["pixels_sha256"]:
+                return candidate
     looked = ", ".join(str(candidate) for candidate in candidates)
     raise UsageError(
         f"{sidecar}: the picture that it began from, {name}, "

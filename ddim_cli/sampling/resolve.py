@@ -84,7 +84,8 @@ def with_init(run: Run, shape: Shape | None = None) -> Run:
     if settings.init is None:
         return run
     picture, mask = named(settings.init), None if settings.mask is None else named(settings.mask)
-    return replace(run, init=read_init(run.timesteps, shape or run.model.shape, picture, mask, settings.strength))
+    init = read_init(run.timesteps, shape or run.model.shape, picture, mask, settings.strength, settings.order)
+    return replace(run, init=init)
 
 
 def refuse_init(run: Run, what: str) -> None:
@@ -94,7 +95,8 @@ def refuse_init(run: Run, what: str) -> None:
     said["resample"] = settings.resample if settings.resample > 1 else None
     for key, value in said.items():
         if value is not None:
-            raise ConfigError(f"sampling.{key} says what pictures begin from, and {what}")
+            problem = f"sampling.{key} says what pictures begin from, and {what}"
+            raise ConfigError(_with_origins(problem, run.resolved))
 
 
 def without_refinement(run: Run) -> Run:
@@ -261,8 +263,8 @@ def _check_inpainting(config: Config, model: ModelDescription, conditions_follow
         )
     if (settings.init is None or settings.mask is None) and not conditions_follow:
         raise ConfigError(
-            f"{model.name} fills in a part of a picture: name the picture with --init, and what to make anew with "
-            "--mask"
+            f"{model.name} fills in a part of a picture, and is for ddim sample: name the picture with --init, and "
+            "what to make anew with --mask"
         )
 
 
@@ -290,11 +292,13 @@ def resolve(
     cached_only: bool = False,
     describe: Callable[[ModelSettings, bool], ModelDescription] = describe_model,
     conditions_follow: bool = False,
+    reads_init: bool = True,
 ) -> Run:
     """Join ``layers`` (lowest first) and the model's own scheduler config into a run.
 
     With ``cached_only`` a model on the Hub is taken from the cache, and nobody is asked. ``describe`` finds the model.
-    ``conditions_follow`` is as `settle` has it.
+    ``conditions_follow`` is as `settle` has it. Unless it ``reads_init``, the picture that pictures begin from is not
+    looked at.
 
     Raises:
         ConfigError: for settings that cannot work together.
@@ -310,7 +314,8 @@ def resolve(
         *_latents_are_clipped(resolved, model),
         *_nothing_to_lead_away_from(resolved),
     ]
-    return with_init(settle(resolved, model, warnings, conditions_follow))
+    run = settle(resolved, model, warnings, conditions_follow)
+    return with_init(run) if reads_init else run
 
 
 def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescription] = describe_model) -> Run:
@@ -319,7 +324,7 @@ def resolve_loosely(layers: Sequence[Layer], describe: Callable[..., ModelDescri
     Nor is it one that there is no class or prompt yet, which the command line may bring.
     """
     try:
-        return resolve(layers, cached_only=True, describe=describe, conditions_follow=True)
+        return resolve(layers, cached_only=True, describe=describe, conditions_follow=True, reads_init=False)
     except ModelError as error:
         run = settle(merge(layers))
         return replace(run, warnings=(*run.warnings, f"checked without the model's own scheduler settings: {error}"))

@@ -70,7 +70,7 @@ class RowPictures(Product):
 
     def _is_done(self, job: Job, items: RowItems, number: int, name: str, paths: Sequence[str]) -> bool:
         own = own_record(items.of(number), job.record["sampling"])
-        settings = {**job.identity, **{f"sampling.{key}": value for key, value in own.items()}}
+        settings = {**job.identity, **row_settings({**own, "seed": own[ROW]["seed"]})}
         try:
             return job.folder.is_done(name, settings, paths)
         except UsageError as error:

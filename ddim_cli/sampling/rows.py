@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,6 +16,7 @@ from ddim_cli.errors import ConfigError, UsageError
 from ddim_cli.models.conditions import Conditioning
 from ddim_cli.sampling.init import Init, named, read_init
 from ddim_cli.sampling.items import Begins, Choices, Item, Kind, Latent, Noise, Shape, Slerp, latent_facts, row_item
+from ddim_cli.sampling.pictures import Input
 from ddim_cli.sampling.resolve import Run, resolve
 
 if TYPE_CHECKING:
@@ -103,13 +105,19 @@ class RowItems(Sequence[Item]):
         place = int(np.searchsorted(numbers, number))
         return number if place < len(numbers) and numbers[place] == number else None
 
+    @cached_property
+    def kinds(self) -> np.ndarray | None:
+        """A number for each row, equal for rows that can share a batch (`Item.kind`); None where all can."""
+        if self.inits is None or not self.inits.differ:
+            return None
+        found: dict[Kind, int] = {}
+        return np.fromiter((found.setdefault(item.kind, len(found)) for item in self), np.int32, len(self))
+
     def by_kind(self) -> RowItems:
         """These, those of one kind together: so that batches are full though rows begin at different steps."""
-        if self.inits is None or not self.inits.differ:
+        if self.kinds is None:
             return self
-        kinds: dict[Kind, int] = {}
-        order = [kinds.setdefault(self.of(int(number)).kind, len(kinds)) for number in self.numbers]
-        return replace(self, numbers=np.asarray(self.numbers, np.int64)[np.argsort(order, kind="stable")])
+        return replace(self, numbers=np.asarray(self.numbers, np.int64)[np.argsort(self.kinds, kind="stable")])
 
     def without(self, numbers: Sequence[int] | np.ndarray) -> RowItems:
         """These without the rows ``numbers``."""
@@ -228,20 +236,28 @@ def _check_latents(file: JobFile, draws_noise: bool, choices: Choices) -> None:
 
 @dataclass(frozen=True)
 class Inits:
-    """The pictures that rows begin from, read; ``given`` is what the run says for rows that do not."""
+    """The pictures that rows begin from, read; ``given`` is what the run says for rows that do not: picture, mask and
+    strength."""
 
     folder: Path
-    given: InitKey | None
+    given: tuple[str | None, str | None, float | None]
     found: dict[InitKey, Init] = field(default_factory=dict)
 
     @property
     def differ(self) -> bool:
         """Whether rows may begin at different steps."""
-        return len({(init.begin, init.canvas.mask is None) for init in self.found.values()}) > 1 or self.given is None
+        kinds = {(init.begin, init.canvas.mask is None) for init in self.found.values()}
+        return len(kinds) > 1 or self.given[0] is None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The pictures and masks, each once."""
+        read = (each for init in self.found.values() for each in init.inputs)
+        return list({(each.path, each.conversion): each for each in read}.values())
 
     def key(self, row: Row) -> InitKey | None:
         """None of a row that begins from noise."""
-        picture, mask, strength = self.given or (None, None, None)
+        picture, mask, strength = self.given
         if row.init is not None:
             picture = str(self.folder / named(row.init))
         if row.mask is not None:
@@ -258,21 +274,20 @@ def _read_inits(file: JobFile, run: Run, shape: Shape) -> Inits | None:
     settings = run.config.sampling
     _check_inits(file, run)
     if settings.init is None and file.first("init") is None:
+        for said in ("mask", "strength"):
+            if getattr(settings, said) is not None:
+                raise ConfigError(f"sampling.{said} is for rows that begin from a picture, and none does")
         return None
-    mask = None if settings.mask is None else str(named(settings.mask))
-    given = None if settings.init is None else (str(named(settings.init)), mask, settings.strength)
-    if given is None and (mask, settings.strength) != (None, None):
-        # For rows that name a picture and not these.
-        raise ConfigError("sampling.mask and sampling.strength need sampling.init; or give each row its own")
-    inits = Inits(file.folder, given)
+    picture, mask = (None if said is None else str(named(said)) for said in (settings.init, settings.mask))
+    inits = Inits(file.folder, (picture, mask, settings.strength))
     for number in range(len(file)):
-        key = inits.key(file[number])
-        if key is None or key in inits.found:
-            continue
-        picture, mask, strength = key
         try:
+            key = inits.key(file[number])
+            if key is None or key in inits.found:
+                continue
+            picture, mask, strength = key
             inits.found[key] = read_init(
-                run.timesteps, shape, Path(picture), None if mask is None else Path(mask), strength
+                run.timesteps, shape, Path(picture), None if mask is None else Path(mask), strength, settings.order
             )
         except UsageError as error:
             raise ConfigError(f"{file.where(number)}: {error}") from None

@@ -1,6 +1,7 @@
 """``ddim edit``: up the grid as one thing, down it as another; what stays, what is refused, what it tells."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_each_edit_at_each_scale_and_the_sheet(of_text, tmp_path, ddim):
     found = of_text("--to", "b", "--to", "C, d", "--guidance-scale", 1, "--guidance-scale", 2.5)
     [picture] = found["pictures"]
     names = [Path(path).name for path in picture["edits"]]
-    assert names[:2] == ["3.b-1.png", "3.b-2.5.png"]
+    assert names[:2] == ["3.b-1.edit.png", "3.b-2.5.edit.png"]
     assert [name.startswith("3.c-d-") for name in names[2:]] == [True, True]
     facts = [told(path)["sampling"] for path in picture["edits"]]
     assert [(each["prompt"], each["guidance_scale"]) for each in facts] == [
@@ -108,7 +109,7 @@ def test_each_edit_at_each_scale_and_the_sheet(of_text, tmp_path, ddim):
     assert ddim("verify", "out").exit_code == 0
     assert ddim("report", "out").exit_code == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "3.b-2.5" in page
+    assert "3.b-2.5.edit" in page
 
 
 def test_a_picture_is_inverted_once_for_all_its_edits(of_text, monkeypatch):
@@ -141,12 +142,12 @@ def test_a_picture_that_was_moved_is_found_for_replay(of_text, ddim, tmp_path):
     of_text("--to", "b", picture="here.png")
     (tmp_path / "there").mkdir()
     (tmp_path / "here.png").rename(tmp_path / "there" / "here.png")
-    gone = ddim("replay", "out/here.b-7.5.png", "--check")
+    gone = ddim("replay", "out/here.b-7.5.edit.png", "--check")
     assert gone.exit_code == 2
     assert "say where it is with --init" in gone.stderr
-    assert ddim("replay", "out/here.b-7.5.png", "--check", "--init", "there").exit_code == 0
+    assert ddim("replay", "out/here.b-7.5.edit.png", "--check", "--init", "there").exit_code == 0
     Image.open(DIGITS / "4.png").save(tmp_path / "there" / "here.png")
-    changed = ddim("replay", "out/here.b-7.5.png", "--check", "--init", "there")
+    changed = ddim("replay", "out/here.b-7.5.edit.png", "--check", "--init", "there")
     assert changed.exit_code == 2
     assert "has changed since" in changed.stderr
 
@@ -160,6 +161,7 @@ REFUSED = {
     "strength 1.5": (("--to", "b", "--strength", 1.5), "of at most 1"),
     "little strength": (("--to", "b", "--strength", 0.05), "leaves none of the 6 steps"),
     "guidance": (("--to", "b", "--guidance-scale", -1), "guidance_scale"),
+    "no text": (("--to", "a\udcff"), "--to: is no UTF-8 text"),
     "compiled": (("--to", "b", "--compile"), "a guided edit has two"),
     "init": (("--to", "b", "--set", "sampling.init=x.png"), "x.png"),
 }
@@ -207,12 +209,38 @@ def test_classes_take_the_place_of_prompts(tmp_path):
             edit([DIGITS / "3.png"], "3", text, settings, tmp_path / "model", out=tmp_path / "out")
 
 
+def test_scales_beside_each_other_in_one_folder(of_text):
+    """The reconstruction and what is made already are the same, whatever scale or negative prompt comes beside."""
+    assert of_text("--to", "b", "--guidance-scale", 1)["made"] == 2
+    assert of_text("--to", "b", "--guidance-scale", 1, "--guidance-scale", 3)["made"] == 1
+    found = of_text("--to", "b", "--guidance-scale", 0, "--negative-prompt", "c")
+    assert (found["made"], Path(found["pictures"][0]["edits"][0]).name) == (1, "3.b-0.edit.png")
+
+
+def test_a_folder_of_pictures_is_edited_in_place_and_goes_on(ddim, tiny_text_model, tmp_path):
+    (tmp_path / "own").mkdir()
+    for name in ("3", "4"):
+        Image.open(DIGITS / f"{name}.png").save(tmp_path / "own" / f"{name}.png")
+    command = ("edit", "-m", tiny_text_model, "own", "--from", "a", "--to", "b", *STEPS, "-o", "own", "--json")
+    assert [json.loads(ddim(*command).stdout)["made"] for _ in range(2)] == [4, 0]
+
+
+def test_leftovers_of_a_killed_run_go(of_text, tmp_path):
+    of_text("--to", "b")
+    left = [tmp_path / "out" / f".{name}.0123456789ab.tmp" for name in ("edited.png", "3.b-7.5.edit.png")]
+    for path in left:
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    of_text("--to", "c")
+    assert [path.exists() for path in left] == [False, False]
+
+
 def test_names_of_edits_are_files_and_tell_edits_apart():
     def slug(text, scale=7.5):
         return Edit(text, Conditioning(None, text, None, scale)).slug
 
     assert slug("a bold seven") == "a-bold-seven-7.5"
-    texts = ["a cat", "a, cat", "A cat", "a cat!", "../../etc/passwd", "x" * 500, "", "猫", "a/b", "a b\nc"]
+    texts = ["a cat", "a-cat", "a, cat", "A cat", "a cat!", "../../etc/passwd", "x" * 500, "", "猫", "a/b", "a b\nc"]
     slugs = [slug(text) for text in texts]
     assert len(set(slugs)) == len(texts)
     assert all("/" not in each and not each.startswith(".") and len(each.encode()) < 120 for each in slugs)

@@ -41,7 +41,7 @@ COMMANDS = {
     "mask": (("sample", "-n", 5, "--init", DIGITS / "3.png", "--mask", DIGITS / "4.png", "--eta", 0.5,
               "--variation-seed", 9, "--variation-strength", 0.2), 5, "grid.png", "000003.json"),
     "inverted edits": (("edit", "-m", TEXT, DIGITS / "3.png", DIGITS / "4.png", "--from", "a", "--to", "b", "--refine",
-                        1), 4, "edited.png", "3.b-7.5.json"),
+                        1), 4, "edited.png", "3.b-7.5.edit.json"),
     "inverted frames": (("interpolate", "--between", f"{DIGITS / '3.png'},{DIGITS / '4.png'}", "--frames", 3), 3,
                         "strip.png", "frame_001.json"),
 }  # fmt: skip

@@ -117,7 +117,7 @@ def test_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     found, x0 = read_input(saved(tmp_path, image, exif=exif), GREY)
-    assert found.conversion == ("turned as its EXIF orientation says",)
+    assert found.conversion == ("turned as its EXIF orientation 6 says",)
     # Its top is to be shown on the right.
     assert np.all(x0[0, :, 4:] == 1)
     assert np.all(x0[0, :, :4] == -1)
