@@ -90,8 +90,7 @@ class Frame(NamedTuple):
     def around(self, made: Tensor) -> Tensor:
         """``made`` where the mask is white, the picture itself where it is black, float32 [B, C', H', W']."""
         rows = len(made)
-        # As pixels blend: what is beyond white is no more than white.
-        return self.masks[:rows] * made.clamp(-1, 1) + (1 - self.masks[:rows]) * self.pictures[:rows]
+        return self.masks[:rows] * made + (1 - self.masks[:rows]) * self.pictures[:rows]
 
 
 class Kept:

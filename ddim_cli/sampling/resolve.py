@@ -13,6 +13,7 @@ from ddim_cli.config.layers import Layer, Resolved, merge, validate_layer
 from ddim_cli.config.schema import KEYS, Config, ModelSettings, SchedulerSettings
 from ddim_cli.config.seeds import MAX_SEED, parse_classes
 from ddim_cli.diffusion.grids import timestep_grid
+from ddim_cli.diffusion.resampling import JUMP
 from ddim_cli.diffusion.rules import check_combination
 from ddim_cli.errors import ConfigError, ModelError
 from ddim_cli.models.describe import ModelDescription, describe_model
@@ -85,7 +86,10 @@ def with_init(run: Run, shape: Shape | None = None) -> Run:
         return run
     picture, mask = named(settings.init), None if settings.mask is None else named(settings.mask)
     init = read_init(run.timesteps, shape or run.model.shape, picture, mask, settings.strength, settings.order)
-    return replace(run, init=init)
+    warnings = run.warnings
+    if settings.resample > 1 and len(run.timesteps) - init.begin <= JUMP:
+        warnings = (*warnings, f"sampling.resample has no effect in {JUMP} steps or fewer, which is how far it jumps")
+    return replace(run, init=init, warnings=warnings)
 
 
 def refuse_init(run: Run, what: str) -> None:
