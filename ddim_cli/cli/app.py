@@ -60,7 +60,7 @@ COMMANDS = {
     "sweep": CommandEntry("sweep", "sweep", "Sample the same seeds under many settings."),
     "interpolate": CommandEntry("interpolate", "interpolate", "Make pictures between the pictures of seeds."),
     "invert": CommandEntry("invert", "invert", "Find the latents of pictures, and sample from them."),
-    "edit": CommandEntry("edit", "edit", "Edit pictures by inversion: from what they show to what they are to show."),
+    "edit": CommandEntry("edit", "edit", "Edit pictures by inversion, from one prompt to another."),
     "trajectory": CommandEntry("trajectory", "trajectory", "Show how pictures come about, step by step."),
     "evaluate": CommandEntry("evaluate", "evaluate", "Score pictures against a reference: FID, KID and their like."),
     "report": CommandEntry("report", "report_page", "Show the pictures of a folder or a sweep as a page."),

@@ -60,6 +60,7 @@ def sample(
     ddim sample -m path/to/model -c run.toml --dtype bfloat16 --json
     ddim sample -c configs/smoke.toml --dry-run
     ddim sample --latents inverted/picture.latent.safetensors
+    ddim sample --init photo.png --strength 0.6
     ddim sample --items jobs.jsonl -o out
     torchrun --nproc-per-node=8 -m ddim_cli sample --seeds 0-49999 --subdirs -o out
     """
