@@ -10,12 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ddim_cli.config.schema import SECTIONS
 from ddim_cli.outputs.jsontext import dump_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEMA = "ddim-cli/sidecar/1"
 # A strip shows several frames, so no single seed makes it again.
@@ -166,7 +167,7 @@ def describe_picture(
             "width": width,
             "height": height,
             "mode": MODES[channels],
-            "pixels_sha256": hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest(),
+            "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
         },
         "seed": seed,
         **record,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ddim_cli.diffusion.grids import first_step
 from ddim_cli.errors import ConfigError, UsageError
 from ddim_cli.sampling.items import Canvas, Shape
-from ddim_cli.sampling.pictures import Input, read_input, read_mask
 
 if TYPE_CHECKING:
     from ddim_cli.config.schema import SamplingSettings
+    from ddim_cli.sampling.pictures import Input
 
 # How much a picture changes where nobody says: as diffusers' pipelines have it.
 STRENGTH, STRENGTH_IN_A_MASK = 0.8, 1.0
@@ -66,6 +66,9 @@ def read_init(
         UsageError: for a file that cannot be read, and a mask that lets nothing change.
         ConfigError: for a strength of which no step is left, or too few for a solver of this ``order``.
     """
+    # Most runs begin from no picture, and need nothing that reads one.
+    from ddim_cli.sampling.pictures import read_input, read_mask
+
     if strength is None:
         strength = STRENGTH if mask is None else STRENGTH_IN_A_MASK
     begin = begin_of(timesteps, strength, order)

@@ -16,13 +16,13 @@ from ddim_cli.errors import ConfigError, UsageError
 from ddim_cli.models.conditions import Conditioning
 from ddim_cli.sampling.init import Init, named, read_init
 from ddim_cli.sampling.items import Begins, Choices, Item, Kind, Latent, Noise, Shape, Slerp, latent_facts, row_item
-from ddim_cli.sampling.pictures import Input
 from ddim_cli.sampling.resolve import Run, resolve
 
 if TYPE_CHECKING:
     from ddim_cli.config.rows import Row
     from ddim_cli.config.schema import Config
     from ddim_cli.models.describe import ModelDescription
+    from ddim_cli.sampling.pictures import Input
 
 # Settings that a row may have instead, and that hold for those without.
 _OF_A_ROW = ("prompt", "negative_prompt", "classes", "init", "mask", "strength")
