@@ -281,6 +281,7 @@ def check_fid(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["000000", "grid.png", "run.json"]
 
 
+@pytest.mark.slow
 def test_the_slurm_example_runs(shell, tmp_path):
     code = example("#!/bin/bash\n#SBATCH")
     tasks = [shell(code, SLURM_ARRAY_TASK_ID=str(i), SLURM_ARRAY_TASK_COUNT="1") for i in range(2)]

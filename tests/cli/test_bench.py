@@ -29,6 +29,7 @@ def test_json_is_one_object(result):
         assert r["against"]["diffusers"]["largest_difference"] <= 1
 
 
+@pytest.mark.slow
 def test_plain_lines_where_there_is_no_terminal(ddim, tiny_model):
     done = ddim("bench", "-m", tiny_model, *QUICK, "--no-files")
     assert done.exit_code == 0, done.stderr
@@ -50,6 +51,7 @@ def test_bfloat16_against_diffusers(ddim, tiny_model):
     assert done.stdout.splitlines()[-1].startswith("PSNR against float32")
 
 
+@pytest.mark.slow
 def test_what_is_done_is_told_where_there_is_no_terminal(ddim, tiny_model):
     done = ddim("bench", "-m", tiny_model, *QUICK)
     assert "measuring the device's matrix peak\nbatch 1: loading, and the first batch\n" in done.stderr
@@ -114,6 +116,7 @@ def test_plot(ddim, tiny_model, tmp_path):
     assert "wrote speed.png" in done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_working_directory(ddim, tiny_model, tmp_path):
     assert ddim("bench", "-m", tiny_model, *QUICK, "-q").exit_code == 0
     assert list(tmp_path.iterdir()) == []

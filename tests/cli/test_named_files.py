@@ -172,6 +172,7 @@ def test_a_fifo_is_written_to(start, tmp_path):
     assert (tmp_path / "fifo").is_fifo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [500, 20000], ids=["the first file", "the weights"])
 def test_convert_on_a_full_disk(start, tiny_model, tmp_path, most):
     """The kernel lets no file grow beyond so many bytes."""

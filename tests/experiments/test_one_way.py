@@ -46,6 +46,9 @@ COMMANDS = {
                         "strip.png", "frame_001.json"),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", COMMANDS)
+# What takes processes of their own, or runs twice: of one command here, of the others beside the slow tests.
+SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name != "sample" else []) for name in COMMANDS]
+every_slowly = pytest.mark.parametrize("name", SLOW)
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +148,7 @@ Stepper.step = step
 """
 
 
-@every
+@every_slowly
 def test_a_run_that_is_killed_goes_on(ddim, start, name, tmp_path):
     command, count, *_ = COMMANDS[name]
     run(ddim, name, out="whole")
@@ -233,7 +236,7 @@ def test_overwrite_makes_all_anew(ddim, name, tmp_path):
     assert files(tmp_path / "out") == before
 
 
-@every
+@every_slowly
 def test_under_torchrun_each_rank_is_a_shard(ddim, name, tmp_path, monkeypatch):
     _, count, last, _ = COMMANDS[name]
     for variable, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():

@@ -92,6 +92,7 @@ def shard(folder):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=SLOW)])
 def test_a_dry_run_reads_no_weights_and_plans_what_is_run(run, hub, flat, tmp_path, sharded):
     if sharded:
@@ -118,6 +119,7 @@ def test_a_dry_run_reads_no_weights_and_plans_what_is_run(run, hub, flat, tmp_pa
     assert asked == [("HEAD", None)] * (2 if sharded else 1), "asked for more than whether the cached files are current"
 
 
+@pytest.mark.slow
 def test_a_dry_run_into_a_folder_reads_no_weights(run, hub):
     assert run("sample", "-m", "google/flat", *SHORT, "--dry-run").returncode == 0
     assert [asked for path, asked in downloads(hub) if path.endswith(WEIGHTS)] == ["bytes=0-100000"]
@@ -135,6 +137,7 @@ def test_shards_of_which_one_is_cached(run, hub, flat, tmp_path):
     assert [asked for _, asked in downloads(hub)] == ["bytes=0-100000"]
 
 
+@pytest.mark.slow
 def test_other_bytes_than_were_announced_are_refused_and_not_kept(run, hub, tmp_path):
     hub.spoiled = (WEIGHTS,)
     result = run("sample", "-m", "google/flat", *SHORT)
@@ -154,6 +157,7 @@ def test_bin_files_are_fetched_for_a_dry_run(run, hub, flat):
     assert [asked for path, asked in downloads(hub) if path.endswith(".bin")] == [None]
 
 
+@pytest.mark.slow
 def test_offline_from_the_cache(run, hub):
     missing = run("config", "show", "-m", "google/flat", HF_HUB_OFFLINE="1")
     assert missing.returncode == 2
@@ -192,6 +196,7 @@ def test_a_variant_that_is_not_there(run):
     assert "no diffusion_pytorch_model.fp16.safetensors; there is" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_download_has_its_own_message(run, hub):
     hub.break_download = True
     result = run("config", "show", "-m", "google/flat")
@@ -307,6 +312,7 @@ def test_a_dry_run_of_a_text_model_fetches_no_weights(run, hub, diffusion, tmp_p
     assert {key: plan[key] for key in made} == made
 
 
+@pytest.mark.slow
 def test_a_part_of_other_bytes_than_were_announced_is_refused(run, hub, diffusion, tmp_path):
     hub.spoiled = ("vae/diffusion_pytorch_model.safetensors",)
     result = run(*TEXT, *SHORT, "--no-compile")

@@ -124,6 +124,7 @@ def test_after_a_resume_with_another_batch_size(start, reference, tiny_model, tm
     same(reference, tmp_path / "out", equal_hashes=False)
 
 
+@pytest.mark.slow
 def test_under_torchrun(reference, tiny_model, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "ddim_cli"]
     command += map(str, (*common(tiny_model), "-b", 32, "-o", "out", "--json", "--npz", "all.npz"))

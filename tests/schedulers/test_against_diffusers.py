@@ -364,6 +364,7 @@ def test_generators(seeds, eta):
         assert torch.equal(state(inside), state(outside))
 
 
+@pytest.mark.slow
 def test_the_inverse():
     """step_inverse against DDIMInverseScheduler without clipping, which ours never does: 432 combinations.
 
@@ -646,6 +647,7 @@ def test_a_step_before_set_timesteps_is_refused():
         DDIMScheduler().step_inverse(X_T, 900, X_T)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_bundled_model_over_50_steps(eta):

@@ -84,6 +84,7 @@ def test_text_encoder_has_the_names_of_every_transformers(trained):
         assert torch.equal(stored[name].float(), tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [pytest.param("autoencoder", marks=pytest.mark.slow), "denoiser"])
 def test_a_run_that_was_killed_goes_on(data, trained, tmp_path, monkeypatch, stage):
     """It ends where the run in one go ended."""
