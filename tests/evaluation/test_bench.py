@@ -347,6 +347,7 @@ def measured(tiny_model, tmp_path_factory):
     return found, told, folder
 
 
+@pytest.mark.slow
 def test_what_is_measured(measured):
     found, told, folder = measured
     assert [r["batch_size"] for r in found["results"]] == [1, 2]
@@ -357,6 +358,7 @@ def test_what_is_measured(measured):
     assert list(folder.iterdir()) == [], "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_the_numbers_fit_together(measured):
     found, *_ = measured
     for r in found["results"]:
@@ -484,6 +486,7 @@ def test_the_plot_has_every_curve():
             assert (drawn > 500) == (curve in shown), curve.name
 
 
+@pytest.mark.slow
 def test_nothing_is_infinite(measured):
     def numbers(value):
         if isinstance(value, dict):

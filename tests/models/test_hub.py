@@ -61,6 +61,7 @@ def downloads(hub):
     return [(path, asked) for method, path, asked in hub.requests if method == "GET" and "/resolve/" in path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["google/flat", "owner/pipeline"])
 def test_both_layouts_and_only_what_is_needed(run, hub, tmp_path, name):
     result = run("sample", "-m", name, *SHORT)

@@ -191,6 +191,7 @@ def test_unrelated_processes_on_one_folder(start, ddim, tiny_model, tmp_path):
     assert hidden(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.1])
 def test_of_two_settings_one_has_the_folder_to_itself(start, ddim, tmp_path, delay):
     """Both begin where nothing is yet; the one that comes second says so, and leaves nothing of its own."""
