@@ -13,9 +13,9 @@ from ddim_cli.experiments.trajectory import Strips, chosen_steps, select
 from ddim_cli.models.describe import describe_model
 from ddim_cli.models.load import load_sampling_network
 from ddim_cli.outputs.picture import encode_png
-from ddim_cli.sampling.items import SeedItems
+from ddim_cli.sampling.items import Choices, SeedItems
 from ddim_cli.sampling.loop import Denoiser, run_batches, to_uint8
-from ddim_cli.sampling.resolve import settle
+from ddim_cli.sampling.resolve import resolve, settle
 from ddim_cli.sampling.sampler import make_sampler
 
 CPU = torch.device("cpu")
@@ -50,6 +50,30 @@ def watched(run, sampler, show, every, seeds, rows):
 def test_which_steps_are_shown(count, every, x0, xt):
     assert list(chosen_steps("x0", every, count)) == x0
     assert list(chosen_steps("xt", every, count)) == xt
+
+
+@pytest.mark.parametrize("source", ["tiny_model", "tiny_text_model"])
+@pytest.mark.parametrize("show", ["x0", "xt"])
+def test_with_a_mask_the_last_frame_is_the_picture_too(source, show, request, tmp_path):
+    """And the first is of the step at which it begins."""
+    model = request.getfixturevalue(source)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)).save(tmp_path / "picture.png")
+    inside = {"init": str(tmp_path / "picture.png"), "mask": str(tmp_path / "mask.png"), "strength": 0.7}
+    prompt = {"prompt": "a"} if source == "tiny_text_model" else {}
+    settings = {"model": {"source": str(model)}, "sampling": {"steps": 6, **inside, **prompt}}
+    # So that the last x0 is the result.
+    settings["scheduler"] = {"set_alpha_to_one": True}
+    run = resolve([table_layer(settings, "test")])
+    sampler = make_sampler(run, load_sampling_network(run.model), CPU, torch.float32)
+    selection = select(run, show, 2)
+    items = SeedItems((4, 5), Choices.of(run.config), run.begins)
+    for picture in Denoiser(sampler, Strips(selection).watch).launch(items, 2).collect():
+        assert np.array_equal(picture.seen[-1], picture.pixels)
+        assert len(picture.seen) == len(selection.labels())
+    assert selection.steps[0] == 2
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
