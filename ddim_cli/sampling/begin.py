@@ -97,8 +97,9 @@ class Kept:
     """What stays of the pictures of a batch: known states, put back at each level of noise.
 
     ``masks`` [B, 1, H, W] are 1 for what is made anew, ``states`` float32 [B, C, H, W] the pictures without noise,
-    ``noise`` what is added to them, the same at all levels. Levels are those of ``table``, by its alpha_bars. Of
-    pictures that were inverted, ``climbed`` gives the states after so many steps up, and these are put back.
+    ``noise`` what is added to them, the same at all levels unless `put_back` is given another. Levels are those of
+    ``table``, by its alpha_bars. Of pictures that were inverted, ``climbed`` gives the states after so many steps up,
+    and these are put back.
     """
 
     def __init__(
@@ -115,8 +116,13 @@ class Kept:
         # has led elsewhere. Behind them, where the last one ends.
         self._levels = [*map(float, table.alpha_bar), float(table.prev_alpha_bar[-1])]
 
-    def put_back(self, i: int, x: Tensor) -> None:
-        """Change the states ``x`` after step ``i`` in place: what is known is there with the noise of its level."""
+    def put_back(self, i: int, x: Tensor, drawn: Tensor | None = None) -> None:
+        """Change the states ``x`` after step ``i`` in place: what is known is there with the noise of its level.
+
+        That is new where it was ``drawn``.
+        """
+        if drawn is not None:
+            self._noise = drawn
         x.copy_(self._around(x, i))
 
     def x0(self, predicted: Tensor) -> Tensor:

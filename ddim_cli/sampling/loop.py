@@ -236,7 +236,7 @@ class Stepper:
         self.x = torch.zeros(rows, *sampler.shape, device=device)
         self.x0 = torch.zeros_like(self.x) if watched else self.x
         self._i = torch.zeros(1, dtype=torch.int64, device=device)
-        self._noise = torch.zeros_like(self.x) if of.draws_noise else None
+        self.noise = torch.zeros_like(self.x) if of.draws_noise else None
         self._condition = condition
         self._state = of.solver.state(self.x)
         self.residual = torch.zeros(rows, device=device)
@@ -247,7 +247,7 @@ class Stepper:
         if output.shape != self.x.shape:
             raise UsageError(f"the network gives {list(output.shape)} for an input of {list(self.x.shape)}")
         row = self._pass.table.row(self._i)
-        x, x0 = self._pass.solver.step(self.x, output, row, self._pass.treatment, self._noise, self._state)
+        x, x0 = self._pass.solver.step(self.x, output, row, self._pass.treatment, self.noise, self._state)
         if self._pass.refinement is not None:
             x = self._refined(x, self._pass.refinement)
         self.x.copy_(x)
@@ -294,8 +294,8 @@ class Stepper:
 
     def step(self, noise: BatchNoise) -> None:
         """The next step of the batch, with the noise it draws, if it draws any."""
-        if self._noise is not None:
-            self._noise.copy_(noise.draw())
+        if self.noise is not None:
+            self.noise.copy_(noise.draw())
         self._run()
 
 
@@ -316,7 +316,9 @@ def denoise(
     stepper.begin(x, condition)
     if observer is not None:
         observer.begin(stepper.x)
-    done = 0
+    # RePaint's known part has new noise in each step: that of the step, which at its pixels nothing else uses.
+    # Diffusers' inpainting, which never jumps, has one noise for all.
+    done, jumps = 0, len(way.steps) > 1
     for n, part in enumerate(way.steps):
         if n:
             assert kept is not None  # without a mask nothing jumps
@@ -325,7 +327,7 @@ def denoise(
         for i in part:
             stepper.step(noise)
             if kept is not None:
-                kept.put_back(i, stepper.x)
+                kept.put_back(i, stepper.x, stepper.noise if jumps else None)
             if observer is not None:
                 observer.step(i, stepper.x, stepper.x0 if kept is None else kept.x0(stepper.x0))
             done += 1
