@@ -1,6 +1,6 @@
 """What jumping back up gives beside a mask (RePaint, arXiv:2201.09865): half of real digits made anew, and read.
 
-    python tests/benchmarks/repaint.py mnist.npz --count 200 --sheet repaint.png
+    python tests/benchmarks/repaint.py mnist.npz --sheet repaint.png
 
 Takes as many test digits of each class from the .npz (x_test, y_test), makes a half of each anew with the bundled
 model, and counts how often the shipped classifier sees in the result the digit that it was. Prints a table in Markdown
@@ -85,7 +85,7 @@ def draw(digits: Tensor, labels: Tensor, mask: np.ndarray, results: dict[int, tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="MNIST.npz")
-    parser.add_argument("--count", type=int, default=100, metavar="N", help="digits, as many of each class [100]")
+    parser.add_argument("--count", type=int, default=200, metavar="N", help="digits, as many of each class [200]")
     parser.add_argument("--half", choices=("right", "lower"), default="right", help="what is made anew [right]")
     parser.add_argument("--resample", type=int, nargs="+", default=[1, 2, 5, 10], metavar="R")
     parser.add_argument("--eta", type=float, nargs="+", default=list(ETAS), metavar="X")
