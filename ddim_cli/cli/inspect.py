@@ -208,10 +208,7 @@ def _edited(edit: Any) -> str | None:
 
 def _inverted(inverted: Any) -> str | None:
     """Name the picture that was inverted, and what was done to it first."""
-    if not isinstance(inverted, dict):
-        return None
-    conversion = inverted.get("conversion")
-    return f"{inverted.get('file')}" + (f" ({_listed(conversion)})" if conversion else "")
+    return panels.picture_text(inverted) if isinstance(inverted, dict) else None
 
 
 def _error(inversion: Any) -> str | None:

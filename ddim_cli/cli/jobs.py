@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ddim_cli.cli import console, panels
 from ddim_cli.cli.options import RunOptions
 from ddim_cli.cli.progress import RanksProgress, RunProgress, showing_progress
+from ddim_cli.outputs.sidecar import OF_AN_INIT
 
 if TYPE_CHECKING:
     from ddim_cli.sampling.executor import Summary
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 # What a plan says of what its pictures begin from.
-BEGINNING = ("init", "mask", "strength", "start_timestep", "resample", "variation_seed", "variation_strength")
+BEGINNING = (*OF_AN_INIT, "resample", "variation_seed", "variation_strength")
 GUIDANCE = "sampling.guidance_scale"
 # Of what is told of many pictures one by one.
 MOST_LINES = 12

@@ -52,8 +52,9 @@ def replay(
     """
     Make pictures again from their sidecars, or from the text inside a PNG; each in batches of the size it was made in.
 
-    Pictures of ddim sample, frames of ddim interpolate, strips of ddim trajectory and reconstructions of ddim invert
-    are made again one by one. What started from a latent needs it, beside the picture or where --latents says.
+    Pictures of ddim sample, frames of ddim interpolate, strips of ddim trajectory, reconstructions of ddim invert and
+    edits of ddim edit are made again one by one. What started from a latent needs it, beside the picture or where
+    --latents says; what began from a picture needs that, where it was or where --init says.
 
     With --check, exit 3 if one differs. Hashes must be equal where device, dtype, batch size, threads, compile setting
     and versions are what they were. Elsewhere, float32 must be within 1/255, and a lower precision reach a median PSNR

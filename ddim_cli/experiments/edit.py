@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from ddim_cli.config.layers import Settings, layers_of
 from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.edits import Edits, resolve_edits
-from ddim_cli.experiments.invert import reconstruction_error
+from ddim_cli.experiments.invert import drawn, reconstruction_error
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import SMALLEST_TILE
 from ddim_cli.outputs.figures import quoted
-from ddim_cli.outputs.picture import encode_png, read_own, to_image
+from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.provenance import shows_strip, strip_inside
 from ddim_cli.outputs.sidecar import describe_strip, to_text
 from ddim_cli.outputs.store import read_json
@@ -27,7 +25,7 @@ from ddim_cli.outputs.strip import Row, draw_strip
 from ddim_cli.sampling.executor import Summary, execute
 from ddim_cli.sampling.items import Inversion, Item
 from ddim_cli.sampling.job import Job, make_job
-from ddim_cli.sampling.loop import Picture, to_uint8
+from ddim_cli.sampling.loop import Picture
 from ddim_cli.sampling.pictures import read_input
 from ddim_cli.sampling.plan import Shard
 from ddim_cli.sampling.product import Ending, Product
@@ -118,7 +116,7 @@ class EditedPictures(Product):
         to = [f"{edit.to}, {edit.scale:g}" if len(scales) > 1 else edit.to for edit in self.edits.edits]
         rows = []
         for n, items in enumerate(self.by_picture(job)[:MOST_SHOWN]):
-            original = _as_taken(self.edits.pictures[n].path, job.run.model.shape)
+            original = drawn(read_input(self.edits.pictures[n].path, job.run.model.shape)[1])
             pictures = [read_own(job.folder.picture(item.name)) for item in items]
             labels = [self.edits.pictures[n].name, f"error {error_of(job, items[0]):.2g}", *to]
             rows.append(Row([original, *pictures], labels))
@@ -218,8 +216,3 @@ def error_of(job: Job, item: Item) -> float:
     told = (read_json(job.folder.sidecar(item.name)) or {}).get("reconstruction")
     error = told.get("error") if isinstance(told, dict) else None
     return float(error) if isinstance(error, (int, float)) else float("nan")
-
-
-def _as_taken(path: Path, shape: tuple[int, int, int]) -> Image.Image:
-    """A picture as the network takes it."""
-    return to_image(to_uint8(torch.from_numpy(read_input(path, shape)[1])[None])[0].numpy())

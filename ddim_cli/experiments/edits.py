@@ -18,7 +18,7 @@ from ddim_cli.models.conditions import Conditioning
 from ddim_cli.sampling.init import begin_of, located, named
 from ddim_cli.sampling.items import Canvas, Inversion, Item, edit_item
 from ddim_cli.sampling.pictures import Input, find_pictures, read_input, read_mask
-from ddim_cli.sampling.resolve import Run
+from ddim_cli.sampling.resolve import Run, refuse_init
 
 WHY_ETA_0 = (
     "an edit needs eta 0. It keeps what it can of a picture because no step adds noise that the way up did not find"
@@ -169,11 +169,7 @@ def _check_edits(run: Run, keep_mask: str | None) -> None:
             f"{model.name} takes neither text nor classes: there is no way to say what a picture is to show; ddim "
             "sample --init begins from a picture with any model"
         )
-    for key in ("init", "variation_seed"):
-        if getattr(settings, key) is not None:
-            raise ConfigError(
-                f"sampling.{key} says what pictures begin from, and an edit begins from the picture itself"
-            )
+    refuse_init(run, "an edit begins from the picture itself", but=("mask", "strength", "resample"))
     if settings.resample > 1:
         raise ConfigError("sampling.resample is for ddim sample: what an edit keeps fits, since it was inverted")
     if keep_mask is not None and settings.mask is not None:

@@ -247,7 +247,8 @@ def _facts(results: Sequence[Reconstruction]) -> dict[str, Any]:
     return {"inverted": shown[:MOST_SHOWN]}
 
 
-def _drawn(values: np.ndarray) -> Image.Image:
+def drawn(values: np.ndarray) -> Image.Image:
+    """What a network takes for a picture, float32 [C, H, W] in [-1, 1], as a picture."""
     return to_image(to_uint8(torch.from_numpy(values)[None])[0].numpy())
 
 
@@ -257,10 +258,10 @@ def draw_latent(latent: np.ndarray, model: ModelDescription) -> Image.Image:
     Of a latent model its first three channels are red, green and blue, its values enlarged to squares.
     """
     if model.latents is None:
-        return _drawn(latent)
+        return drawn(latent)
     channels = 3 if len(latent) >= 3 else 1
     height, width = model.size
-    return _drawn(latent[:channels] / np.float32(DEVIATIONS)).resize((width, height), Image.Resampling.NEAREST)
+    return drawn(latent[:channels] / np.float32(DEVIATIONS)).resize((width, height), Image.Resampling.NEAREST)
 
 
 def _draw(job: Job, results: Sequence[Reconstruction], sheet: Path) -> None:
@@ -282,7 +283,7 @@ def _draw(job: Job, results: Sequence[Reconstruction], sheet: Path) -> None:
     rows = []
     for start in range(0, len(results), COLUMNS):
         some = results[start : start + COLUMNS]
-        originals = [_drawn(read_input(r.input.path, model.shape)[1]) for r in some]
+        originals = [drawn(read_input(r.input.path, model.shape)[1]) for r in some]
         latents = [draw_latent(read_latent(open_latents(r.latent), None), model) for r in some]
         rows += [
             Row(originals, [r.input.name for r in some], above=True),

@@ -41,7 +41,9 @@ _OF_AN_ITEM = {"class": "classes", "prompt": "prompts"}
 # row, which has a class and prompts of its own.
 OF_AN_ITEM = ("between", "between_prompts", "latent", "inverted")
 ROW, EDIT = "row", "edit"
-_OF_A_ROW = ("class", "prompt", "negative_prompt", "init", "mask", "strength", "start_timestep")
+# What it says of the picture that sampling began from, which may be the run's or a row's.
+OF_AN_INIT = ("init", "mask", "strength", "start_timestep")
+_OF_A_ROW = ("class", "prompt", "negative_prompt", *OF_AN_INIT)
 # Likewise of an edit.
 _OF_AN_EDIT = ("class", "prompt", "negative_prompt", "guidance_scale")
 _OF_A_KIND = {ROW: _OF_A_ROW, EDIT: _OF_AN_EDIT}

@@ -42,8 +42,8 @@ Climbs = Mapping[Inversion, Climb]
 class Encoded(NamedTuple):
     """A canvas as a network takes it, on the host: the picture float32 [C', H', W'] in [-1, 1], and its states.
 
-    ``mask`` is float32 [1, H', W'] from 0 to 1, ``masked`` the states of the picture without what is made anew; None of
-    a canvas without a mask.
+    ``mask`` is float32 [1, H', W'] from 0 to 1, None of a canvas without a mask; ``masked`` the states of the picture
+    without what is made anew, for a network that takes them.
     """
 
     picture: Tensor
@@ -54,10 +54,11 @@ class Encoded(NamedTuple):
 
 @dataclass
 class Canvases:
-    """Reads and encodes pictures, and keeps the last of them."""
+    """Reads and encodes pictures, and keeps the last of them; what is known of them too for a network that inpaints."""
 
     decoder: Decoder
     picture_shape: Shape
+    inpaints: bool = False
     _kept: OrderedDict[Canvas, Encoded] = field(default_factory=OrderedDict)
 
     def of(self, canvas: Canvas) -> Encoded:
@@ -77,8 +78,9 @@ class Canvases:
         if canvas.mask is None:
             return Encoded(picture, states)
         mask = torch.from_numpy(read_mask(canvas.mask, read, self.picture_shape, canvas.keeps)[1])
-        kept = picture * (mask < 0.5)
-        return Encoded(picture, states, mask, self.decoder.distribution(kept[None]))
+        if not self.inpaints:
+            return Encoded(picture, states, mask)
+        return Encoded(picture, states, mask, self.decoder.distribution((picture * (mask < 0.5))[None]))
 
 
 class Frame(NamedTuple):
@@ -172,14 +174,13 @@ class Beginning(NamedTuple):
 class Beginnings:
     """Begins batches of one kind (`Item.kind`). ``table`` is that of the whole grid, down it.
 
-    ``inpaints``: the network is given mask and known states as channels, and nothing is put back between steps.
+    Where the network inpaints, it is given mask and known states as channels, and nothing is put back between steps.
     """
 
     shape: Shape
     device: torch.device
     canvases: Canvases
     table: StepTable
-    inpaints: bool = False
 
     def picture(self, inversion: Inversion) -> Tensor:
         """The state from which a picture goes up the grid, float32 [C, H, W] on the host. Raises UsageError."""
@@ -198,12 +199,13 @@ class Beginnings:
                 noise.padded([self._start(item, noise.draw_of(n), climbs) for n, item in enumerate(items)])
             )
         encoded = [self.canvases.of(item.canvas) for item in items if item.canvas is not None]
-        masked = items[0].canvas.mask is not None
+        masked = items[0].is_masked
         # From pure noise, diffusers' pipeline for such networks has no use for the picture's own latent.
-        unseen = self.inpaints and items[0].begin == 0
+        unseen = self.canvases.inpaints and items[0].begin == 0
         states = [each.states.draw(None if unseen else noise.stream(n)) for n, each in enumerate(encoded)]
         drawn = [self._start(item, noise.draw_of(n), climbs) for n, item in enumerate(items)]
-        known = [each.masked.draw(noise.stream(n)) for n, each in enumerate(encoded) if each.masked is not None]
+        # Drawn also where no network takes it, so that the streams go on as theirs.
+        known = [(each.masked or each.states).draw(noise.stream(n)) for n, each in enumerate(encoded)] if masked else []
         clean, start = noise.padded(states), noise.padded(drawn)
         inverted = isinstance(items[0].start, Inversion)
         x = start
@@ -214,7 +216,7 @@ class Beginnings:
         masks = noise.padded([each.mask for each in encoded if each.mask is not None])
         frame = Frame(noise.padded([each.picture for each in encoded]), masks)
         small = F.interpolate(masks, size=self.shape[1:])
-        if self.inpaints:
+        if self.canvases.inpaints:
             small = (small >= 0.5).float()
             self._check_mask(items, small)
             return Beginning(x, None, frame, torch.cat([small, noise.padded(known)], dim=1))
@@ -239,6 +241,7 @@ class Beginnings:
             return slerp(first, second, start.weight)
         if isinstance(start, Noise) and start.seed == item.noise_seed:
             return drawn
+        # A variation: from the stream's own noise, wherever in the stream that is.
         if isinstance(start, Slerp) and len(start.seeds) == 2 and start.seeds[0] == item.noise_seed:
             return slerp(drawn, seed_noise(start.seeds[1], self.shape), start.weights[0])
         return start.state(self.shape)

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 # How much a picture changes where nobody says: as diffusers' pipelines have it.
 STRENGTH, STRENGTH_IN_A_MASK = 0.8, 1.0
-# The settings that a row of a job file may have instead.
-KEYS = ("init", "mask", "strength")
-# What sidecars say of it in the section ``sampling``.
-FACTS = (*KEYS, "start_timestep")
 
 
 @dataclass(frozen=True)

@@ -194,11 +194,15 @@ class Item:
         return (self.start,) if isinstance(self.start, Inversion) else ()
 
     @property
+    def is_masked(self) -> bool:
+        """Whether a mask says what of its picture is made anew."""
+        return self.canvas is not None and self.canvas.mask is not None
+
+    @property
     def kind(self) -> Kind:
         """What the items of a batch have in common."""
-        masked = self.canvas is not None and self.canvas.mask is not None
         up = [(i.begin, i.conditioning.guidance_scale) for i in self.inversions]
-        return (self.begin, self.canvas is not None, masked, self.conditioning.guidance_scale, tuple(up))
+        return (self.begin, self.canvas is not None, self.is_masked, self.conditioning.guidance_scale, tuple(up))
 
     @property
     def class_number(self) -> int | None:

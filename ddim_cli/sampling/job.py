@@ -67,8 +67,8 @@ class Job:
         count, first = len(self.run.timesteps), next(iter(self.plan[:1]), None)
         if first is None or self.run.of_rows:
             return count
-        masked = first.canvas is not None and first.canvas.mask is not None
-        return sum(map(len, stretches(count - first.begin, self.run.config.sampling.resample if masked else 1)))
+        resample = self.run.config.sampling.resample if first.is_masked else 1
+        return sum(map(len, stretches(count - first.begin, resample)))
 
     @property
     def steps(self) -> int:

@@ -148,8 +148,8 @@ class Sampler:
 
     def beginnings(self) -> Beginnings:
         """What begins batches."""
-        canvases = Canvases(self.decoder, self.picture_shape or self.shape)
-        return Beginnings(self.shape, self.device, canvases, self.down.table, self.inpaints)
+        canvases = Canvases(self.decoder, self.picture_shape or self.shape, self.inpaints)
+        return Beginnings(self.shape, self.device, canvases, self.down.table)
 
     def way_down(self, begin: int, guidance_scale: float | None, masked: bool) -> Way:
         """From step ``begin`` of the grid to its end."""

@@ -17,9 +17,18 @@ from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
-from ddim_cli.outputs.sidecar import EDIT, ROW, SCHEMA, STRIP_SCHEMA, first_difference, is_of, is_row, run_identity
+from ddim_cli.outputs.sidecar import (
+    EDIT,
+    OF_AN_INIT,
+    ROW,
+    SCHEMA,
+    STRIP_SCHEMA,
+    first_difference,
+    is_of,
+    is_row,
+    run_identity,
+)
 from ddim_cli.outputs.store import read_json
-from ddim_cli.sampling.init import FACTS
 from ddim_cli.sampling.items import (
     Begins,
     Between,
@@ -180,7 +189,7 @@ def _row_of(
     sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, folders: Sequence[Path], inits: Sequence[Path]
 ) -> Item:
     """The item of a job file's row. Raises as `_item_of`, and what a section of another shape raises."""
-    seed, facts = sampling[ROW]["seed"], {key: sampling[key] for key in ("latent", *FACTS) if key in sampling}
+    seed, facts = sampling[ROW]["seed"], {key: sampling[key] for key in ("latent", *OF_AN_INIT) if key in sampling}
     begins = _begins_of(sampling, path, inits)
     start: Noise | Slerp | Latent
     if "latent" in facts:

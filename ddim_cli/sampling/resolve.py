@@ -92,13 +92,16 @@ def with_init(run: Run, shape: Shape | None = None) -> Run:
     return replace(run, init=init, warnings=warnings)
 
 
-def refuse_init(run: Run, what: str) -> None:
-    """ConfigError for settings of what pictures begin from, where ``what``, the rest of the sentence, says why not."""
+def refuse_init(run: Run, what: str, but: Sequence[str] = ()) -> None:
+    """ConfigError for settings of what pictures begin from, where ``what``, the rest of the sentence, says why not.
+
+    Those of ``but`` are left alone.
+    """
     settings = run.config.sampling
     said = {key: getattr(settings, key) for key in ("init", "mask", "strength", "variation_seed")}
     said["resample"] = settings.resample if settings.resample > 1 else None
     for key, value in said.items():
-        if value is not None:
+        if value is not None and key not in but:
             problem = f"sampling.{key} says what pictures begin from, and {what}"
             raise ConfigError(_with_origins(problem, run.resolved))
 
