@@ -1,0 +1,1 @@
+"""Object stores: whole objects by their URL, read and written with patience."""
