@@ -1,4 +1,4 @@
-"""How a picture was made, as JSON: the sidecar beside the PNG and the same text inside it.
+"""How a picture was made, as JSON: the sidecar beside the picture and the same text inside it.
 
 A record is what all pictures of a run share: the sections sampling, scheduler, model, runtime and
 config. Its identity is the part of it that decides the pictures.
@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ddim_cli.config.schema import SECTIONS
-from ddim_cli.outputs.jsontext import dump_json
+from ddim_cli.outputs.jsontext import dump_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,8 @@ _OF_AN_EDIT = ("class", "prompt", "negative_prompt", "guidance_scale")
 _OF_A_KIND = {ROW: _OF_A_ROW, EDIT: _OF_AN_EDIT}
 # What says of a picture where it was, which decides nothing; its name there is part of it.
 PLACE, NAME = "path", "file"
+# What a sidecar says of the file that its picture is in.
+_OF_A_FILE = ("file", "bytes", "file_sha256")
 # What identities had in the first version, whatever its value. A setting that came later is in them where it is not its
 # default: so folders of before stay what they were.
 _FROM_THE_START = {
@@ -173,8 +175,14 @@ def describe_picture(
         },
         "seed": seed,
         **record,
-        **({} if batch_size is None else {"runtime": {**record["runtime"], "batch_size": batch_size}}),
+        **_in_batches_of(batch_size, record),
     }
+
+
+def _in_batches_of(batch_size: int | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    same = batch_size is None or record["runtime"].get("batch_size") == batch_size
+    # The same section is one that is written once for all pictures.
+    return {} if same else {"runtime": {**record["runtime"], "batch_size": batch_size}}
 
 
 def describe_strip(
@@ -185,27 +193,38 @@ def describe_strip(
     return {schema[0]: STRIP_SCHEMA, "strip": dict(strip), **dict(rest)}
 
 
-def complete(described: Mapping[str, Any], file: str, size: int, seconds: float) -> dict[str, Any]:
-    """The whole sidecar of a picture that was encoded as ``file`` of ``size`` bytes in ``seconds``."""
+def complete(described: Mapping[str, Any], file: str, data: bytes, seconds: float | None = None) -> dict[str, Any]:
+    """The whole sidecar of a picture that was made in ``seconds``, and is encoded as ``data`` in ``file``.
+
+    Without ``seconds`` it has no times, so that the same picture has the same sidecar.
+
+    Of one that lost pixels in that (`is_lossy`) it has the hash of the file too, which still tells a change.
+    """
     facts, config = dict(described), described["config"]
     image = dict(facts.pop("image"))
     pixels_sha256 = image.pop("pixels_sha256")
+    of_the_file = {"file_sha256": hashlib.sha256(data).hexdigest()} if is_lossy(described) else {}
     del facts["schema"], facts["config"]
     return {
         "schema": described["schema"],
-        "image": {"file": file, **image, "bytes": size, "pixels_sha256": pixels_sha256},
+        "image": {"file": file, **image, "bytes": len(data), "pixels_sha256": pixels_sha256, **of_the_file},
         **facts,
-        "timing": {"seconds": round(seconds, 6)},
-        "created": utc_now(),
+        **({} if seconds is None else {"timing": {"seconds": round(seconds, 6)}, "created": utc_now()}),
         "config": config,
     }
 
 
 def of_the_picture(sidecar: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a sidecar stands inside its PNG too: `complete` undone."""
+    """What of a sidecar stands inside its picture too: `complete` undone."""
     facts = {k: v for k, v in sidecar.items() if k not in ("timing", "created")}
-    return {**facts, "image": {k: v for k, v in sidecar["image"].items() if k not in ("file", "bytes")}}
+    return {**facts, "image": {k: v for k, v in sidecar["image"].items() if k not in _OF_A_FILE}}
+
+
+def is_lossy(record: Mapping[str, Any]) -> bool:
+    """Whether a sidecar, or a text inside, is of a JPEG: the hash is then of the pixels before it was encoded."""
+    image = record.get("image")
+    return isinstance(image, Mapping) and "encoding" in image
 
 
 def to_text(described: Mapping[str, Any]) -> str:
-    return dump_json(described) + "\n"
+    return dump_record(described) + "\n"

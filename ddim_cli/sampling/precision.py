@@ -145,7 +145,7 @@ def runtime_record(
         "threads": torch.get_num_threads(),
         "versions": {
             "ddim_cli": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "diffusers": metadata.version("diffusers"),
             "python": platform.python_version(),
         },

@@ -12,6 +12,7 @@ from ddim_cli.outputs.sidecar import EDIT, ROW
 from ddim_cli.sampling.items import Item
 from ddim_cli.sampling.outside import describe_callable
 from ddim_cli.sampling.resolve import Run
+from ddim_cli.stores.objects import is_url
 
 # Which pictures a plan has, and where its files go, say nothing about one picture.
 _OF_THE_PLAN = {"num_images", "seed", "seeds", "batch_size"}
@@ -83,7 +84,7 @@ def model_record(run: Run, outside: Callable[..., Any] | None = None) -> dict[st
         unknown = dict.fromkeys(("revision", "class", "parameters", "sha256", "config_sha256"))
         return {"source": None, "kind": "callable", **unknown, **(describe_callable(outside) if outside else {})}
     # Where a relative source was, so that replay finds it from any folder.
-    local = run.model.kind in ("directory", "checkpoint", "file")
+    local = run.model.kind in ("directory", "checkpoint", "file") and not is_url(run.model.source)
     return {
         "source": run.model.source,
         **({"path": os.path.abspath(run.model.where)} if local else {}),
@@ -113,6 +114,8 @@ def item_record(record: Mapping[str, Any], item: Item, known: Mapping[str, Any] 
     ``known`` is what only the encoder of its condition knows, such as the number of its prompt's tokens.
     """
     own = {**own_record(item, record["sampling"]), **(known or {})}
+    if not own:
+        return dict(record)
     return {**record, "sampling": {**record["sampling"], **own}}
 
 
