@@ -85,13 +85,13 @@ class Names:
         yield from self._numbers
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     """What two names share that some file systems take for one."""
     return name.casefold() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def _hash(name: str) -> int:
-    return hash(_folded(name))
+    return hash(folded(name))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class JobFile:
 
     ``label`` is what messages call it, ``stem`` what its folder is named after, ``folder`` where its paths lead from.
     ``kinds`` has for each combination of keys, as one truth value for each of `KEYS`, the first row that says just
-    these; ``highest_class`` is the row with the highest class.
+    these; ``highest_class`` is the row with the highest class, ``dotted`` the first whose name has a dot.
     """
 
     label: str
@@ -108,6 +108,7 @@ class JobFile:
     folder: Path
     kinds: Mapping[tuple[bool, ...], int]
     highest_class: int | None
+    dotted: int | None
     _content: bytes = field(repr=False)
     _format: Format = field(repr=False)
     _starts: array[int] = field(repr=False)
@@ -148,7 +149,7 @@ class JobFile:
         for number in self._names.suspects():
             name = self.name(number)
             others = (n for n in self._names.candidates(name) if n < number)
-            others = (n for n in others if _folded(self.name(n)) == _folded(name))
+            others = (n for n in others if folded(self.name(n)) == folded(name))
             if (other := min(others, default=None)) is not None:
                 yield number, other
 
@@ -190,17 +191,20 @@ def read_job_file(path: Path) -> JobFile:
     return _checked(label, path.stem if is_file else "items", path.parent if is_file else Path(), content, start, form)
 
 
-def job_of(items: Sequence[Mapping[str, Any]]) -> JobFile:
-    """The job of rows that a Python program gives, checked. Raises UsageError for what are no mappings, ConfigError."""
+def job_of(items: Sequence[Mapping[str, Any]], folder: Path = Path(), label: str = "items") -> JobFile:
+    """The job of rows that a Python program gives, checked; their paths lead from ``folder``.
+
+    ``label`` is what messages call them. Raises UsageError for what are no mappings, and ConfigError.
+    """
     lines = []
     for number, item in enumerate(items):
         if not isinstance(item, Mapping):
-            raise UsageError(f"items[{number}] is a {type(item).__name__}; a row is a mapping")
+            raise UsageError(f"{label}[{number}] is a {type(item).__name__}; a row is a mapping")
         try:
             lines.append(json.dumps(dict(item), default=_plain))
         except (TypeError, ValueError) as error:
-            raise UsageError(f"items[{number}]: {error}") from None
-    return _checked("items", "items", Path(), "\n".join(lines).encode(), 0, JSON, has_lines=False)
+            raise UsageError(f"{label}[{number}]: {error}") from None
+    return _checked(label, "items", folder, "\n".join(lines).encode(), 0, JSON, has_lines=False)
 
 
 def _plain(value: Any) -> Any:
@@ -214,6 +218,7 @@ def _checked(
     starts, lines, names = array("q"), array("q"), Names()
     kinds: dict[tuple[bool, ...], int] = {}
     highest: tuple[int, int] | None = None
+    dotted: int | None = None
     problems: list[str] = []
     for position, line, row in form.rows(content, start):
         number = len(starts)
@@ -228,13 +233,16 @@ def _checked(
         kinds.setdefault((*[value is not None for value in row],), number)
         if row.class_number is not None and (highest is None or row.class_number > highest[0]):
             highest = row.class_number, number
+        if dotted is None and row.name is not None and "." in row.name:
+            dotted = number
     if problems:
         raise ConfigError(*problems)
     if not starts:
         raise ConfigError(f"{label}: holds no rows")
     names.sort()
     last = highest[1] if highest is not None else None
-    job = JobFile(label, stem, folder, kinds, last, content, form, starts, lines if has_lines else array("q"), names)
+    places = lines if has_lines else array("q")
+    job = JobFile(label, stem, folder, kinds, last, dotted, content, form, starts, places, names)
     doubles = [_double(job, *pair) for pair in islice(job.doubles(), MOST_PROBLEMS)]
     if doubles:
         raise ConfigError(*doubles)

@@ -67,7 +67,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _check_text(key: str, value: Any) -> None:
+def check_text(key: str, value: Any) -> None:
+    """Raise RowError for what is no text, or none that can be written down."""
     if not isinstance(value, str):
         raise RowError(f"{key} = {_shown(value)} is no text")
     if "\0" in value:
@@ -113,7 +114,7 @@ def _number_check(most: int) -> Callable[[str, Any], None]:
 
 
 def _check_path(key: str, value: Any) -> None:
-    _check_text(key, value)
+    check_text(key, value)
     if not value:
         raise RowError(f"{key} is empty; leave it out, or name a file")
 
@@ -128,8 +129,8 @@ def _check_strength(key: str, value: Any) -> None:
 _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "name": _check_name,
     "seed": _number_check(MAX_SEED),
-    "prompt": _check_text,
-    "negative_prompt": _check_text,
+    "prompt": check_text,
+    "negative_prompt": check_text,
     "class": _number_check(MAX_CLASS),
     "latent": _check_path,
     "init": _check_path,
@@ -162,8 +163,8 @@ _read_json = json.JSONDecoder(object_pairs_hook=_unique).decode
 _KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}
 
 
-def json_row(text: str) -> Row:
-    """Raises RowError."""
+def json_object(text: str) -> dict[str, Any]:
+    """The values of a row in JSON, unchecked. Raises RowError."""
     try:
         values = _read_json(text)
     except RowError:
@@ -175,12 +176,17 @@ def json_row(text: str) -> Row:
     if not isinstance(values, dict):
         kind = _KINDS.get(type(values), "a number")
         raise RowError(f'is {kind}, and a row is an object such as {{"name": "cat", "seed": 7}}')
-    return row_of(values)
+    return values
+
+
+def json_row(text: str) -> Row:
+    """Raises RowError."""
+    return row_of(json_object(text))
 
 
 def text_row(text: str) -> Row:
     """Raises RowError."""
-    _check_text("prompt", text)
+    check_text("prompt", text)
     return Row(prompt=text.strip())
 
 

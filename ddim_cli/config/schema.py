@@ -28,6 +28,8 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 PreviousTimestep = Literal["grid", "diffusers"]
 Variance = Literal["ddim", "large"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+OutputFormat = Literal["files", "tar"]
+ImageFormat = Literal["png", "webp", "jpg"]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -130,7 +132,8 @@ class ModelSettings(Section):
     source: Annotated[str, flag("--model", "-m", metavar="SOURCE")] = Field(
         "mnist",
         min_length=1,
-        description="Model: a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id",
+        description="Model: a bundled name, a diffusers directory, a checkpoint or safetensors file, either of these "
+        "by its URL (s3://...), or a Hub id",
     )
     revision: str | None = Field(
         None, examples=["main"], min_length=1, description="Branch, tag or commit of a model on the Hub [main]"
@@ -344,8 +347,20 @@ class OutputSettings(Section):
     subdirs: Annotated[bool, flag("--subdirs/--no-subdirs")] = Field(
         False, description="Write a folder for every 1,000 seeds, named after the first"
     )
+    format: Annotated[OutputFormat, flag("--format", metavar="NAME")] = Field(
+        "files", description="Write two files a picture, or tar shards of many, as WebDataset reads them"
+    )
+    shard_size: int = Field(
+        1000, ge=1, le=MAX_LENGTH, description="Number of pictures in a tar shard, which appears whole"
+    )
+    image_format: Annotated[ImageFormat, flag("--image-format", metavar="NAME")] = Field(
+        "png", description="Format of the pictures; png and webp keep every pixel"
+    )
+    quality: Annotated[int, flag("--quality", metavar="N")] = Field(
+        95, ge=1, le=100, description="Quality of JPEG, 1 to 100; the other formats have none"
+    )
     parameters: Annotated[bool, flag("--parameters/--no-parameters")] = Field(
-        True, description="Write the text into PNGs of text-to-image models that other image tools read"
+        True, description="Write the text into pictures of text-to-image models that other image tools read"
     )
     fsync: Annotated[bool, flag("--fsync/--no-fsync")] = Field(
         False, description="Wait until each file is on the disk, so that it survives a power cut"

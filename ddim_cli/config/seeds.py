@@ -61,6 +61,22 @@ class Seeds(Sequence[int]):
     def _ascending(self) -> list[range]:
         return sorted(self._parts, key=lambda part: part.start)
 
+    def index(self, seed: Any, start: int = 0, stop: int | None = None) -> int:
+        """The position of a seed. Raises ValueError where it is not among these."""
+        which = bisect_right(self._by_start, (seed, len(self._parts))) - 1
+        part = self._by_start[which][1] if which >= 0 else -1
+        if part < 0 or seed not in self._parts[part]:
+            raise ValueError(f"{seed} is not among the seeds")
+        position = self._ends[part] - len(self._parts[part]) + self._parts[part].index(seed)
+        if not start <= position < (len(self) if stop is None else stop):
+            raise ValueError(f"{seed} is not among the seeds from {start} on")
+        return position
+
+    @cached_property
+    def _by_start(self) -> list[tuple[int, int]]:
+        """The first seed of each part, ascending, and which part that is."""
+        return sorted((part.start, which) for which, part in enumerate(self._parts))
+
     @overload
     def __getitem__(self, index: int) -> int: ...
 
@@ -191,3 +207,8 @@ def format_seeds(seeds: Iterable[int]) -> str:
         else:
             joined.append((first, last))
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in joined)
+
+
+def in_order(seeds: Sequence[int]) -> str:
+    """As `format_seeds`, in the order of the seeds: the inverse of `parse_seeds`."""
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in _runs(seeds))

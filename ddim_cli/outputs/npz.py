@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ddim_cli.errors import RunError, UsageError
+from ddim_cli.outputs.files import File
 from ddim_cli.outputs.named import Kind, NamedFile
 from ddim_cli.outputs.picture import read_own, to_pixels
 
@@ -33,13 +34,13 @@ def _write_header(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) ->
 
 
 def write_npz(
-    to: NamedFile, pictures: Iterable[Path], count: int, labels: Sequence[int] | None = None, fsync: bool = False
+    to: NamedFile, pictures: Iterable[File], count: int, labels: Sequence[int] | None = None, fsync: bool = False
 ) -> None:
-    """Write ``count`` PNG files as one uncompressed .npz, one picture in memory at a time; whole or not at all.
+    """Write ``count`` picture files as one uncompressed .npz, one picture in memory at a time; whole or not at all.
 
     Args:
         to: the file to write, of the kind `PICTURES`.
-        pictures: the PNGs, in the order of the array; all of one size and mode.
+        pictures: the files, in the order of the array; all of one size and mode.
         count: how many there are.
         labels: int64 [count], the classes, where there are any.
         fsync: as of `atomic_file`.

@@ -8,6 +8,7 @@ from typing import Any
 
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import locked, write_atomically
+from ddim_cli.outputs.files import Place
 from ddim_cli.outputs.jsontext import dump_json
 from ddim_cli.outputs.store import read_json
 
@@ -15,7 +16,7 @@ SWEEP_SCHEMA = "ddim-cli/sweep/1"
 MANIFEST, SHEET = "sweep.json", "sweep.png"
 
 
-def is_sweep(folder: Path) -> bool:
+def is_sweep(folder: Place) -> bool:
     return (folder / MANIFEST).exists()
 
 

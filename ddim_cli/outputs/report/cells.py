@@ -21,6 +21,7 @@ from ddim_cli.outputs.report.contents import (
     seed_sources,
     settings,
 )
+from ddim_cli.outputs.tar_folder import open_folder
 
 # What scores are called where there is little room.
 _SHORT = {"Frechet distance": "FD", "Frechet inception distance": "FID"}
@@ -28,7 +29,7 @@ _SHORT = {"Frechet distance": "FD", "Frechet inception distance": "FID"}
 
 def read_cells(root: Path, manifest: Mapping[str, Any], links: Links, on_image: OnImage) -> dict[str, Any]:
     """Axes, sets and facts of a sweep, as the page reads them."""
-    folders = [OutputFolder(root / cell["folder"]) for cell in manifest["cells"]]
+    folders = [open_folder(root / cell["folder"]) for cell in manifest["cells"]]
     sources = [seed_sources(folder) for folder in folders]
     total, done, sets, problems = sum(map(len, sources)), 0, [], []
     for cell, folder, own in zip(manifest["cells"], folders, sources, strict=True):

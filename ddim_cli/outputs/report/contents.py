@@ -15,16 +15,24 @@ from urllib.parse import quote
 from ddim_cli.config.seeds import Seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.figures import quoted, speed_text
+from ddim_cli.outputs.files import File, Place, name_below, size_of
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
+from ddim_cli.outputs.picture import Encoding
 from ddim_cli.outputs.provenance import text_inside
 from ddim_cli.outputs.report.records import Records
 from ddim_cli.outputs.row_plan import RowPlan, is_of_rows
 from ddim_cli.outputs.sidecar import SCHEMA, STRIP_SCHEMA
-from ddim_cli.outputs.store import names_in, read_json
+from ddim_cli.outputs.store import names_in, picture_of, read_json, sidecar_of
+from ddim_cli.outputs.tar_folder import TarFolder
 
 _FRAME = re.compile(r"frame_(\d{3,})\.png", re.ASCII)
+# What browsers call files with these endings.
+_KINDS = {".webp": "webp", ".jpg": "jpeg"}
 _STRIPS = {"x0": "predicted x0", "xt": "state x_t"}
 SETTINGS = ("sampling", "scheduler", "model", "runtime")
+
+# Pictures that go inside a page: more would make it one that no browser opens.
+MOST_INSIDE = 20_000
 
 # Told how many pictures were read, and of how many.
 OnImage = Callable[[int, int], None]
@@ -35,22 +43,26 @@ class Source:
     """One picture to show: the number it goes by, its file, and its sidecar; None for a kind that has none."""
 
     number: int
-    picture: Path
-    sidecar: Path | None
+    picture: File
+    sidecar: File | None
     label: str | None = None
 
 
 @dataclass
 class Links:
-    """How the page names a picture: by its way from ``base``, the page's folder, or by the bytes themselves."""
+    """How the page names a picture: by its way from ``base``, the page's folder, or by the bytes themselves.
+
+    A picture that is no file of this machine, or that lies in a shard, is always in the page.
+    """
 
     base: Path
     embed: bool = False
     _folders: dict[Path, str] = field(default_factory=dict)
 
-    def __call__(self, path: Path) -> str:
-        if self.embed:
-            return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    def __call__(self, path: File) -> str:
+        if self.embed or not isinstance(path, Path):
+            kind = _KINDS.get(path.suffix, "png")
+            return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
         if path.parent not in self._folders:
             self._folders[path.parent] = _quoted(Path(os.path.relpath(path.parent, self.base), "x"))[:-1]
         return self._folders[path.parent] + _quoted(Path(path.name))
@@ -123,14 +135,14 @@ def about(record: Mapping[str, Any] | None) -> str:
 
 
 def read_set(
-    name: str, noun: str, sources: list[Source], links: Links, root: Path, on_image: OnImage = lambda done, total: None
+    name: str, noun: str, sources: list[Source], links: Links, root: Place, on_image: OnImage = lambda done, total: None
 ) -> PictureSet:
     """Read what is known of pictures. What is wrong with one is among the problems; it is shown all the same."""
     found = PictureSet(name, noun)
     for done, source in enumerate(sources, start=1):
-        file = source.picture.relative_to(root).as_posix()
+        file = name_below(source.picture, root)
         try:
-            size = os.stat(source.picture).st_size
+            size = size_of(source.picture)
             shown = links(source.picture)
         except OSError:
             found.problems.append(f"{file} is not there, its sidecar is")
@@ -188,22 +200,22 @@ def _label(record: Mapping[str, Any] | None) -> str | None:
 
 def seed_sources(folder: OutputFolder) -> list[Source]:
     """The numbered pictures of a folder, in the order of their seeds; of two for a seed, the one that counts."""
-    sidecars, pictures = folder.numbered("json"), folder.numbered("png")
+    sidecars, pictures = folder.numbered("json"), folder.pictures()
     sources = []
     for seed in sorted({*sidecars, *pictures}):
         there = [*sidecars.get(seed, []), *pictures.get(seed, [])]
-        single = len({path.rsplit(".", 1)[0] for path in there}) == 1
-        path = Path(there[0]).with_suffix(".png") if single else folder.picture(seed)
-        sources.append(Source(seed, path, path.with_suffix(".json")))
+        single = len({(path.parent, path.stem) for path in there}) == 1
+        path = there[0].with_suffix(folder.coding.ending) if single else folder.picture(seed)
+        sources.append(Source(seed, path, sidecar_of(path)))
     return sources
 
 
 def _row_sources(folder: OutputFolder, rows: RowPlan) -> Iterator[Source]:
     """The pictures that are there of a job file's rows, numbered and labelled as in the plan."""
-    there = folder.named("png")
+    there = folder.named_pictures()
     for number, line in enumerate(rows):
         for path in there.get(line["name"], [])[:1]:
-            yield Source(number, Path(path), Path(path).with_suffix(".json"), line["name"])
+            yield Source(number, path, sidecar_of(path), line["name"])
 
 
 def _other_sources(folder: OutputFolder, rows: Set[str] = frozenset()) -> Iterator[tuple[str, str, list[Source]]]:
@@ -217,16 +229,27 @@ def _other_sources(folder: OutputFolder, rows: Set[str] = frozenset()) -> Iterat
         strips = {seed: path for seed, shown, path in folder.strips() if shown == kind}
         yield f"trajectories, {name}", "seed", [Source(n, strips[n], None, name) for n in sorted(strips)]
     unnumbered = (path for path in folder.unnumbered_pairs() if path.stem not in rows)
-    named = [path for path in unnumbered if path.with_suffix(".png").name not in files_of_frames]
+    named = [(picture, path) for path in unnumbered if (picture := picture_of(path)).name not in files_of_frames]
     yield (
         "pictures from latents",
         "picture",
-        [Source(n, path.with_suffix(".png"), path, path.stem) for n, path in enumerate(named, start=1)],
+        [Source(n, picture, path, path.stem) for n, (picture, path) in enumerate(named, start=1)],
     )
+
+
+def check_room(folder: OutputFolder) -> None:
+    """UsageError for a folder of more pictures than go inside a page, where nothing else can be shown."""
+    count = folder.count() if isinstance(folder, TarFolder) else 0
+    if count > MOST_INSIDE:
+        raise UsageError(
+            f"{folder.path}: has {count:,} pictures in shards, which go inside the page, and {MOST_INSIDE:,} have room "
+            "there; copy some of the shards, with their indexes, into a folder of their own"
+        )
 
 
 def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[PictureSet]:
     """The sets of pictures in an output folder that is no sweep; none where there is nothing of ours."""
+    check_room(folder)
     sources, manifest = seed_sources(folder), _manifest(folder)
     sets, rows = [], RowPlan(folder) if is_of_rows(manifest) else None
     if rows is not None:
@@ -247,11 +270,11 @@ def read_folder(folder: OutputFolder, links: Links, on_image: OnImage) -> list[P
 
 def add_planned(pictures: PictureSet, planned: Seeds, sources: list[Source]) -> None:
     """State how many of the plan are there; and what is there that the plan does not name."""
-    there = {source.number for source in sources}
-    extra = sorted(there.difference(planned))
+    files = {source.number: source.picture.name for source in sources}
+    extra = sorted(set(files).difference(planned))
     pictures.planned = len(planned)
     for seed in extra:
-        pictures.problems.append(f"{seed:06d}.png is extra: run.json does not name its seed")
+        pictures.problems.append(f"{files[seed]} is extra: run.json does not name its seed")
 
 
 def _manifest(folder: OutputFolder) -> dict[str, Any] | None:
@@ -283,11 +306,19 @@ def facts(folder: OutputFolder, pictures: PictureSet) -> list[tuple[str, str]]:
         "prompt": _prompts(sampling),
         "negative prompt": _text(sampling.get("negative_prompt")),
         "size": f"{size[0]} x {size[1]}" if size else None,
+        "format": _format(record),
         "speed": rate_text(totals.get("images_per_second")),
         "device": " in ".join(filter(None, (_text(runtime.get("device")), _text(runtime.get("dtype"))))) or None,
         "date": (_text(record.get("created")) or "")[:10] or None,
     }
     return [(name, value) for name, value in rows.items() if value is not None]
+
+
+def _format(record: Mapping[str, Any]) -> str | None:
+    """How the pictures of a run.json are encoded; None of PNGs."""
+    encoding = Encoding.told_by(record)
+    told = {"webp": "WebP", "jpg": f"JPEG, quality {encoding.quality}"}
+    return told.get(encoding.format)
 
 
 def _prompts(sampling: Mapping[str, Any]) -> str | None:

@@ -16,11 +16,12 @@ from typing import Any
 
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import remove_leftovers
-from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.files import Place, here
 from ddim_cli.outputs.named import Kind, name_file
 from ddim_cli.outputs.report import cells
 from ddim_cli.outputs.report.contents import Links, OnImage, facts, read_folder, settings
 from ddim_cli.outputs.sweep_manifest import is_sweep, read_sweep
+from ddim_cli.outputs.tar_folder import TarFolder, open_folder
 
 SCHEMA = "ddim-cli/report/1"
 NAME = "report.html"
@@ -45,7 +46,7 @@ class Report:
 
 
 def write_report(
-    folder: Path,
+    folder: Place,
     to: Path | None = None,
     embed: bool = False,
     on_image: OnImage = lambda done, total: None,
@@ -69,23 +70,28 @@ def write_report(
             raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
     except OSError as error:
         raise UsageError(f"{str(error.filename)[:200]}: {error.strerror}") from None
-    file = name_file(to or folder / NAME, PAGE, overwrite=overwrite)
+    if to is None and not isinstance(folder, Path):
+        raise UsageError(f"{folder}: the page is written on this machine; say where with -o FILE")
+    file = name_file(to or here(folder) / NAME, PAGE, overwrite=overwrite)
     to = file.path
+    # A browser looks neither into a tar nor into an object store.
+    embed = embed or not isinstance(folder, Path) or isinstance(open_folder(folder), TarFolder)
     data = contents(folder, Links(to.parent, embed), on_image)
     page = render(data).encode()
-    remove_leftovers(folder)
+    if isinstance(folder, Path):
+        remove_leftovers(folder)
     file.write(page)
     images = sum(len(one["pictures"]) for one in data["sets"])
     return Report(to, data["kind"], images, len(data["sets"]), tuple(data["problems"]), len(page), embed)
 
 
-def contents(folder: Path, links: Links, on_image: OnImage = lambda done, total: None) -> dict[str, Any]:
+def contents(folder: Place, links: Links, on_image: OnImage = lambda done, total: None) -> dict[str, Any]:
     """All that the page tells. Raises UsageError for a folder that holds nothing of ddim."""
-    title = folder.resolve().name or str(folder)
-    if is_sweep(folder):
+    title = (folder.resolve() if isinstance(folder, Path) else folder).name or str(folder)
+    if isinstance(folder, Path) and is_sweep(folder):
         found = cells.read_cells(folder, read_sweep(folder), links, on_image)
         return {"schema": SCHEMA, "kind": "sweep", "title": title, **found}
-    output = OutputFolder(folder)
+    output = open_folder(folder)
     sets = read_folder(output, links, on_image)
     if not sets:
         raise UsageError(

@@ -587,7 +587,7 @@
     if (!schema || !/^\d+$/.test(picture.value("seed") ?? "") || plain(schema) !== "ddim-cli/sidecar/1") return null;
     const file = picture.source.startsWith("data:")
       ? [picture.set.folder, plain(picture.value("image", "file") ?? '""')].filter(Boolean).join("/") : decodeURIComponent(picture.source);
-    const named = picture.value("created") ? file.replace(/\.png$/, ".json") : file;
+    const named = picture.value("created") ? file.replace(/\.(png|webp|jpg)$/, ".json") : file;
     const safe = named.startsWith("-") ? `./${named}` : named;
     return `ddim replay ${/^[\w@%+=:,./-]+$/.test(safe) ? safe : `'${safe.replaceAll("'", "'\\''")}'`} -o again`;
   }
