@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 # As the command line has it; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,6 +23,7 @@ TESTS = Path(__file__).parent
 # What tests of every folder share.
 sys.path.insert(0, str(TESTS))
 
+from object_server import ObjectServer  # noqa: E402
 from pipelines import make_latent_pipeline, make_text_pipeline  # noqa: E402
 
 # Help and errors are wrapped to the terminal's width: give the tests a wide one, without colours.
@@ -29,6 +31,10 @@ os.environ.update(COLUMNS="200", TERMINAL_WIDTH="200", NO_COLOR="1")
 # What a user keeps, compiled networks above all, is no business of the tests, nor theirs the user's.
 _CACHE = tempfile.TemporaryDirectory(prefix="ddim-tests-")
 os.environ["DDIM_CACHE"] = _CACHE.name
+# Nor are a user's buckets; and no test asks a cloud's machine for credentials.
+for _name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[_name]
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 
 @pytest.fixture(scope="session")
@@ -75,13 +81,16 @@ def tiny_latent_model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ddim(monkeypatch, tmp_path):
-    """Run ``ddim ARGS...`` in a fresh working directory; the result has exit_code, stdout and stderr."""
+    """Run ``ddim ARGS...`` in a fresh working directory; the result has exit_code, stdout and stderr.
+
+    ``stdin`` is what can be read there.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def run(*args):
+    def run(*args, stdin: bytes | None = None):
         from ddim_cli.cli.app import app
 
-        result = CliRunner().invoke(app, [str(a) for a in args])
+        result = CliRunner().invoke(app, [str(a) for a in args], input=stdin)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result
 
@@ -102,6 +111,10 @@ class Forked:
 
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
+
+    def pipes(self) -> tuple[BinaryIO, BinaryIO]:
+        """Our ends of its stdin and stdout, where it was started with ``piped``."""
+        return self.streams.with_suffix(".in").open("wb"), self.streams.with_suffix(".out").open("rb")
 
     @property
     def stdout(self) -> str:
@@ -130,15 +143,18 @@ class ForkServer:
         self._process.stdin.flush()
         return int(self._process.stdout.readline())
 
-    def start(self, *args, cwd: Path, before: str = "", **environment: str) -> Forked:
+    def start(self, *args, cwd: Path, before: str = "", piped: bool = False, **environment: str) -> Forked:
         self._count += 1
         streams = self._folder / str(self._count)
+        for ending in ("in", "out") if piped else ():
+            os.mkfifo(streams.with_suffix(f".{ending}"))
         question = {
             "args": [str(a) for a in args],
             "cwd": str(cwd),
             "streams": str(streams),
             "env": environment,
             "before": before,
+            "piped": piped,
         }
         return Forked(self, self.ask(question), streams)
 
@@ -158,6 +174,26 @@ def fork_server(tmp_path_factory):
 def start(fork_server, tmp_path):
     """Start ``ddim ARGS...`` in a process of its own, in ``tmp_path``.
 
-    ``before`` is Python that runs there first; other keywords are environment variables.
+    ``before`` is Python that runs there first; with ``piped`` its stdin and stdout are pipes (`Forked.pipes`); other
+    keywords are environment variables.
     """
     return lambda *args, **environment: fork_server.start(*args, cwd=tmp_path, **environment)
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory):
+    with ObjectServer(tmp_path_factory.mktemp("buckets")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(object_server, monkeypatch):
+    """A real S3 server on loopback, empty, and this process's environment set to use it; see `ObjectServer`.
+
+    A process that is started by ``start`` needs ``**s3.environment()``.
+    """
+    object_server.clear()
+    for name, value in object_server.environment().items():
+        monkeypatch.setenv(name, value)
+    yield object_server
+    object_server.clear()

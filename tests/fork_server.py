@@ -13,6 +13,9 @@ def become_ddim(question: dict) -> None:
     """In the child: run the command, and end with its exit code."""
     code = 99
     try:
+        # Of pipes, in the order in which the test opens its ends.
+        if question["piped"]:
+            os.dup2(os.open(f"{question['streams']}.in", os.O_RDONLY), 0)
         for number, ending in ((1, "out"), (2, "err")):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(f"{question['streams']}.{ending}", flags), number)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.options import Json, Verbose, argument, option
+from ddim_cli.cli.options import Json, Verbose, option, place_argument
 from ddim_cli.cli.progress import spinner
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ MOST_ROWS = 32
 
 @console.handles_errors
 def compare(
-    golden: Annotated[Path, argument("Folder of golden pictures.", "GOLDEN")],
-    folder: Annotated[Path, argument("Folder to compare with them.", "DIR")],
+    golden: Annotated[str, place_argument("Folder of golden pictures.", "GOLDEN")],
+    folder: Annotated[str, place_argument("Folder to compare with them.", "DIR")],
     max_diff: Annotated[
         int, option("Largest difference of a pixel that passes, of 255 [1].", min=0, max=255, metavar="N")
     ] = 1,
@@ -49,11 +49,12 @@ def compare(
     from ddim_cli.errors import DifferenceError, UsageError
     from ddim_cli.evaluation.compare import Limits
     from ddim_cli.evaluation.compare import compare as compare_folders
+    from ddim_cli.outputs.files import place_of
 
     if not math.isfinite(min_psnr):
         raise UsageError(f"--min-psnr {min_psnr}: give a number; for equal pictures, use --max-diff 0")
     with spinner(f"comparing {folder}") as update:
-        comparison = compare_folders(golden, folder, Limits(max_diff, min_psnr), diff_dir, update)
+        comparison = compare_folders(place_of(golden), place_of(folder), Limits(max_diff, min_psnr), diff_dir, update)
     if json:
         limits = {"max_diff": max_diff, "min_psnr_db": min_psnr}
         console.print_json({"golden": str(golden), "folder": str(folder), "limits": limits, **as_json(comparison)})

@@ -18,8 +18,8 @@ from ddim_cli.cli.options import (
     OnlyNumbers,
     OverwriteFile,
     Verbose,
-    argument,
     option,
+    place_argument,
     setting,
 )
 from ddim_cli.cli.progress import PictureProgress, showing_progress
@@ -28,13 +28,14 @@ from ddim_cli.outputs.figures import distance_text
 if TYPE_CHECKING:
     from ddim_cli.evaluation.cells import CellPictures, SweepPictures
     from ddim_cli.evaluation.score import OnImage, Score
+    from ddim_cli.outputs.files import Place
 
 Scored = Sequence[tuple["CellPictures", "Score | None"]]
 
 
 @console.handles_errors
 def evaluate(
-    pictures: Annotated[Path, argument("Folder of pictures, .npz of pictures, or folder of a sweep.", "DIR|NPZ")],
+    pictures: Annotated[str, place_argument("Folder of pictures, .npz of pictures, or folder of a sweep.", "DIR|NPZ")],
     reference: Annotated[
         str,
         option(
@@ -78,13 +79,14 @@ def evaluate(
     ddim evaluate samples --reference pictures --extractor network.pt
     ddim evaluate outputs/mnist-sweep-1a2b3c4d --reference mnist
     """
+    from ddim_cli.outputs.files import place_of
     from ddim_cli.outputs.sweep_manifest import is_sweep
 
-    cells = None
-    if is_sweep(pictures):
+    place, cells = place_of(pictures), None
+    if isinstance(place, Path) and is_sweep(place):
         from ddim_cli.evaluation.cells import read_cells
 
-        cells = read_cells(pictures, num_images)
+        cells = read_cells(place, num_images)
     check_keep(keep_reference, overwrite)
     with showing_progress(quiet, PictureProgress(verbose)) as progress:
         from ddim_cli.evaluation.cells import score_cells
@@ -92,7 +94,7 @@ def evaluate(
         from ddim_cli.evaluation.score import Judge
 
         looking_at: Callable[[str], OnImage] = progress.looking_at if progress is not None else _silent
-        opened = open_pictures(pictures, num_images) if cells is None else ()
+        opened = open_pictures(place, num_images) if cells is None else ()
         judge = Judge.open(
             reference,
             extractor,
@@ -115,11 +117,11 @@ def evaluate(
     if cells is None and json:
         console.print_json({"pictures": str(pictures), **scores[0].as_json()})
     elif cells is None:
-        show_score(pictures, scores[0], quiet)
+        show_score(place, scores[0], quiet)
     elif json:
-        console.print_json(cells_as_json(pictures, cells, scored))
+        console.print_json(cells_as_json(place, cells, scored))
     else:
-        show_cells(pictures, cells, scored, quiet)
+        show_cells(place, cells, scored, quiet)
 
 
 def _silent(what: str) -> OnImage:
@@ -156,7 +158,7 @@ def _common(score: Score) -> dict[str, Any]:
     }
 
 
-def show_score(pictures: Path, score: Score, quiet: bool) -> None:
+def show_score(pictures: Place, score: Score, quiet: bool) -> None:
     """Print the closing panel; with ``quiet`` the value alone."""
     if quiet:
         typer.echo(repr(score.value))
@@ -168,7 +170,7 @@ def show_score(pictures: Path, score: Score, quiet: bool) -> None:
     panels.close(rows, "lower is better")
 
 
-def cells_as_json(folder: Path, cells: SweepPictures, scored: Scored) -> dict[str, Any]:
+def cells_as_json(folder: Place, cells: SweepPictures, scored: Scored) -> dict[str, Any]:
     return {
         "sweep": str(folder),
         "axes": [{"name": name, "values": list(labels)} for name, labels in cells.axes],
@@ -184,7 +186,7 @@ def cells_as_json(folder: Path, cells: SweepPictures, scored: Scored) -> dict[st
     }
 
 
-def show_cells(folder: Path, cells: SweepPictures, scored: Scored, quiet: bool) -> None:
+def show_cells(folder: Place, cells: SweepPictures, scored: Scored, quiet: bool) -> None:
     """Show a row for each cell, for two axes the scores as a table too, and the closing panel."""
     first = next(score for _, score in scored if score is not None)
     rows = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +11,21 @@ import typer
 from ddim_cli.cli import console, panels
 from ddim_cli.cli.options import ImageSize, Json, Verbose, argument, describe, option
 from ddim_cli.outputs.figures import shortened
+from ddim_cli.outputs.sidecar import is_lossy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ddim_cli.outputs.provenance import Provenance
 
+_OTHER_PIXELS = "its pixels are not the ones that were recorded"
+
 
 @console.handles_errors
 def inspect(
     model: Annotated[
         str | None,
-        argument("Model, as sample --model takes it; or a PNG made by ddim, or its sidecar.", "MODEL|PICTURE"),
+        argument("Model, as sample --model takes it; or a picture made by ddim, or its sidecar.", "MODEL|PICTURE"),
     ] = None,
     list_: Annotated[bool, option("List the bundled models.", None, "--list")] = False,
     image_size: ImageSize = None,
@@ -35,7 +38,7 @@ def inspect(
     """
     Show a model's shape, weights, scheduler and cost, or how a picture was made.
 
-    Name a picture by its PNG, its sidecar, or a latent of ddim invert. Its model is not loaded.
+    Name a picture by its file, its sidecar, or a latent of ddim invert. Its model is not loaded.
 
     [bold]Examples[/bold]
 
@@ -56,10 +59,15 @@ def inspect(
         return
     if model is None:
         raise UsageError("say which model: ddim inspect MODEL, or --list for the bundled ones; or name a picture")
+    if is_shard(model):
+        if image_size is not None or assignments:
+            raise UsageError(f"{model}: is a shard of pictures; --image-size and --set are for models")
+        inspect_shard(model, json)
+        return
     if is_picture(model):
         if image_size is not None or assignments:
             raise UsageError(f"{model}: is a picture; --image-size and --set are for models")
-        inspect_picture(Path(model), json)
+        inspect_picture(model, json)
         return
     described = describe(model, image_size, assignments)
     from ddim_cli.models.inspect import facts
@@ -72,16 +80,53 @@ def inspect(
 
 
 def is_picture(source: str) -> bool:
-    """Tell whether this names a PNG, a sidecar or a latent: no model has such a name, unless it is a directory."""
+    """Tell whether this names a picture, a sidecar or a latent: no model has such a name, unless it is a directory."""
     path = Path(source)
-    named = path.suffix.lower() in (".png", ".json") or path.name.endswith(".latent.safetensors")
+    endings = (".png", ".webp", ".jpg", ".jpeg", ".json")
+    named = path.suffix.lower() in endings or path.name.endswith(".latent.safetensors")
     return named and not path.is_dir()
 
 
-def inspect_picture(path: Path, json: bool) -> None:
-    """Show how a picture was made. Raises UsageError."""
+def is_shard(source: str) -> bool:
+    """Tell whether this names the tar of a shard."""
+    from ddim_cli.outputs.shards import shard_number
+
+    return shard_number(PurePosixPath(source).name) is not None
+
+
+def inspect_shard(source: str, json: bool) -> None:
+    """Show what a shard holds, and how its pictures were made. Raises UsageError."""
+    from ddim_cli.errors import UsageError
+    from ddim_cli.outputs.files import files_of, place_of, size_of
     from ddim_cli.outputs.provenance import trace
 
+    if not place_of(source).is_file():
+        raise UsageError(f"{source}: no such file")
+    sidecars = files_of(source)
+    if not sidecars:
+        raise UsageError(f"{source}: holds no pictures")
+    facts = {
+        "shard": source,
+        "images": len(sidecars),
+        "first": sidecars[0].stem,
+        "last": sidecars[-1].stem,
+        "bytes": size_of(place_of(source)),
+    }
+    if json:
+        console.print_json(facts)
+        return
+    shown = {"shard": f"{panels.counted(len(sidecars), 'image')}, {facts['first']} to {facts['last']}"}
+    shown["size"] = f"{facts['bytes']:,} bytes"
+    first = picture_rows(trace(sidecars[0]))
+    panels.show_table({**shown, **{f"{name}": value for name, value in first.items()}}, source, "cyan")
+
+
+def inspect_picture(source: str, json: bool) -> None:
+    """Show how a picture was made. Raises UsageError."""
+    from ddim_cli.outputs.files import file_of
+    from ddim_cli.outputs.provenance import trace
+
+    path = file_of(source)
     provenance = trace(path)
     if json:
         facts = {
@@ -93,7 +138,8 @@ def inspect_picture(path: Path, json: bool) -> None:
         return
     panels.show_table(picture_rows(provenance), str(path), "cyan")
     if provenance.unchanged is False:
-        console.warn(f"{provenance.picture}: its pixels are not the ones that were recorded; it was changed since")
+        recorded = "it is not the file that was written" if is_lossy(provenance.record) else _OTHER_PIXELS
+        console.warn(f"{provenance.picture}: {recorded}; it was changed since")
 
 
 def picture_rows(provenance: Provenance) -> dict[str, Any]:
@@ -105,7 +151,14 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
     of_pictures = "edit" in sampling or "between" in sampling
     replayable = (type(record.get("seed")) is int or of_pictures) and "strip" not in record
     states: Mapping[bool | None, str]
-    states = {True: "as they were made", False: "changed since", None: "not looked at: the PNG cannot be read"}
+    states = {True: "as they were made", False: "changed since", None: "not looked at: the picture cannot be read"}
+    if is_lossy(record):
+        # Of the file, whose pixels are not those that were made.
+        states = {
+            True: "as JPEG left them, in the file as it was written",
+            False: "as JPEG left them, or changed: the file was changed since",
+            None: "as JPEG left them at best; nothing tells whether the file was changed since",
+        }
     table = {
         "strip": _strip(record.get("strip")),
         "seed": record.get("seed"),
@@ -134,8 +187,8 @@ def picture_rows(provenance: Provenance) -> dict[str, Any]:
         "made at": _made_at(record),
         "image": image and f"{image.get('width')} x {image.get('height')} {image.get('mode')}",
         "pixels": image
-        and f"{states[provenance.unchanged] if provenance.picture else 'the PNG is not there'}; "
-        f"sha256 {image.get('pixels_sha256')}",
+        and f"{states[provenance.unchanged] if provenance.picture else 'the picture is not there'}; "
+        f"sha256{' before JPEG' if is_lossy(record) else ''} {image.get('pixels_sha256')}",
         "told by": f"{provenance.told_by}"
         + (" (the text inside)" if provenance.told_by == provenance.picture or not image else ""),
         "again": f"ddim replay {quote(str(provenance.told_by))} -o again" if replayable else _from_latent(provenance),
@@ -235,7 +288,7 @@ def _from_latent(provenance: Provenance) -> str | None:
     """Return the command that samples from the latent beside a picture, or from this latent."""
     inversion = provenance.record.get("inversion")
     if isinstance(inversion, dict) and isinstance(inversion.get("latent"), dict):
-        path = provenance.told_by.parent / str(inversion["latent"].get("file"))
+        path: object = provenance.told_by.parent / str(inversion["latent"].get("file"))
     elif "latent" in provenance.record:
         path = provenance.told_by
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ddim_cli.cli.signatures import with_signature
+from ddim_cli.cli.signatures import named_place, with_signature
 from ddim_cli.config.schema import FLAGS, SECTIONS
 
 if TYPE_CHECKING:
@@ -27,8 +27,13 @@ def option(text: str, panel: str | None = None, *names: str, **more: Any) -> Any
     return typer.Option(*names, help=text.replace("[", "\\["), rich_help_panel=panel, show_default=False, **more)
 
 
-def argument(text: str, metavar: str) -> Any:
-    return typer.Argument(help=text, metavar=metavar, show_default=False)
+def argument(text: str, metavar: str, **more: Any) -> Any:
+    return typer.Argument(help=text, metavar=metavar, show_default=False, **more)
+
+
+def place_argument(text: str, metavar: str) -> Any:
+    """An argument that names a file or a folder, of this machine or in an object store: see `files.place_of`."""
+    return argument(text, metavar, parser=named_place)
 
 
 def _help(key: str) -> str:
@@ -73,7 +78,7 @@ def _annotation(parameter: str) -> Any:
 _FLAGS = {flag.parameter: (key, flag) for key, flag in FLAGS.items()}
 SETTINGS = tuple(_FLAGS)
 SEEDS = ("num_images", "seed", "seeds")
-OF_A_FOLDER = ("grid", "subdirs")
+OF_A_FOLDER = ("grid", "subdirs", "format", "image_format", "quality")
 OF_A_PICTURE = ("parameters",)
 OF_INVERSION = ("refine",)
 OF_BEGINNING = ("init", "strength", "mask", "resample", "variation_seed", "variation_strength")
@@ -90,7 +95,14 @@ Assignments = Annotated[
     option("Set any TOML key, for example sampling.eta=0.5.", "Settings", "--set", metavar="KEY=VALUE"),
 ]
 Part = Annotated[
-    str | None, option("Make only part I of N of the plan, for job arrays: 0/8.", "Output", "--shard", metavar="I/N")
+    str | None,
+    option(
+        "Make only part I of N of the plan: 0/8. env/8: of 8 the one of this task of a Slurm array or a Kubernetes "
+        "Indexed Job.",
+        "Output",
+        "--shard",
+        metavar="I/N",
+    ),
 ]
 Overwrite = Annotated[bool, option("Replace what is in the output folder.", "Output", "--overwrite")]
 OverwriteFile = Annotated[bool, option("Replace the file even if ddim did not write it.", None, "--overwrite")]

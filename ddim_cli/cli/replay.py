@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.options import Assignments, Json, LogFile, Quiet, Verbose, argument, option, setting
+from ddim_cli.cli.options import Assignments, Json, LogFile, Quiet, Verbose, option, place_argument, setting
 from ddim_cli.cli.progress import RunProgress, showing_progress
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @console.handles_errors
 def replay(
-    files: Annotated[list[Path], argument("Sidecars, or PNGs of ddim.", "FILE...")],
+    files: Annotated[list[str], place_argument("Sidecars, pictures or shards of ddim; s3://... too.", "FILE...")],
     out: Annotated[Path | None, option("Keep what is made here.", None, "--out", "-o", metavar="DIR")] = None,
     check: Annotated[bool, option("Compare what is made with the originals.", None, "--check")] = False,
     model: Annotated[
@@ -50,7 +50,7 @@ def replay(
     json: Json = False,
 ) -> None:
     """
-    Make pictures again from their sidecars, or from the text inside a PNG; each in batches of the size it was made in.
+    Make pictures again from their sidecars, or from the text inside; each in batches of the size it was made in.
 
     Pictures of ddim sample, frames of ddim interpolate, strips of ddim trajectory, reconstructions of ddim invert and
     edits of ddim edit are made again one by one. What started from a latent needs it, beside the picture or where
@@ -60,6 +60,9 @@ def replay(
     and versions are what they were. Elsewhere, float32 must be within 1/255, and a lower precision reach a median PSNR
     of 40 dB.
 
+    What is made is a PNG. Of a JPEG the hash is of the pixels before it was encoded, so equal hashes say as much; where
+    they differ, it counts only what JPEG cannot have lost.
+
     [bold]Examples[/bold]
 
     \b
@@ -67,18 +70,23 @@ def replay(
     ddim replay outputs/smoke/0*.json --check
     ddim replay frames/frame_003.json --check
     ddim replay picture.png --check -m path/to/the/model
+    ddim replay out/000000.tar/000003.json --check
     """
     from ddim_cli.cli.options import build_layers
     from ddim_cli.errors import DifferenceError, UsageError
+    from ddim_cli.outputs.files import files_of
     from ddim_cli.sampling.replay import group_originals, read_original
 
     if out is None and not check:
         raise UsageError("say where to keep what is made with -o DIR, or compare it with --check")
     flags = {"model": model, "device": device, "dtype": dtype, "compile": compile_}
     overrides = build_layers([], assignments, flags)
-    originals = [original for file in files if (original := read_original(file, latents or (), init or ())) is not None]
+    if any("output.image_format" in layer.values for layer in overrides):
+        console.warn("output.image_format has no effect on replay, which writes PNGs")
+    named = [each for file in files for each in files_of(file)]
+    originals = [original for file in named if (original := read_original(file, latents or (), init or ())) is not None]
     if not originals:
-        raise UsageError("none of these files is a picture's: name sidecars such as 000000.json, or their PNGs")
+        raise UsageError("none of these files is a picture's: name sidecars such as 000000.json, or their pictures")
     groups = group_originals(originals)
     made: list[Again] = []
     agreements: list[Agreement] = []
@@ -127,6 +135,7 @@ def as_json(made: Sequence[Again], agreements: Sequence[Agreement], out: Path | 
                 "equal_hash_promised": a.other is None,
                 "max_diff": a.max_diff,
                 "psnr_db": finite(a.psnr),
+                **({} if a.lossy is None else {"beyond_jpeg": round(a.lossy, 3)}),
                 "problem": a.problem,
             }
             for picture, a in zip(pictures, agreements, strict=True)
@@ -146,10 +155,14 @@ def show(agreements: Sequence[Agreement], out: Path | None, quiet: bool = False)
     if quiet:
         return
     counts = [f"{equal:,} with equal hashes"] if equal else []
-    if close:
-        lowest = worst(close)
+    within = [a for a in close if a.lossy is None]
+    if within:
+        lowest = worst(within)
         text = f"; the worst {lowest.psnr:.1f} dB, {lowest.original.file}" if lowest is not None else ""
-        counts.append(f"{len(close):,} within the tolerance ({close[0].other}{text})")
+        counts.append(f"{len(within):,} within the tolerance ({within[0].other}{text})")
+    hidden = [a for a in close if a.lossy is not None]
+    if hidden:
+        counts.append(f"{len(hidden):,} not told from their JPEGs, which hide small differences ({hidden[0].other})")
     if bad:
         counts.append(panels.counted(len(bad), "difference"))
     typer.echo(f"{panels.counted(len(agreements), 'picture')} made again: {', '.join(counts)}")

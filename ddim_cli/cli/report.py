@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ddim_cli.cli import console, panels
-from ddim_cli.cli.options import Json, OverwriteFile, Quiet, Verbose, argument, option
+from ddim_cli.cli.options import Json, OverwriteFile, Quiet, Verbose, option, place_argument
 from ddim_cli.cli.progress import spinner
 
 # Beyond this, mail servers refuse a file and browsers are slow to open it.
@@ -16,7 +16,7 @@ MOST_SHOWN = 10
 
 @console.handles_errors
 def report_page(
-    folder: Annotated[Path, argument("Output folder of any command that makes pictures.", "DIR")],
+    folder: Annotated[str, place_argument("Output folder of any command that makes pictures.", "DIR")],
     out: Annotated[Path | None, option("File to write [DIR/report.html].", None, "--out", "-o", metavar="FILE")] = None,
     embed: Annotated[
         bool, option("Embed the pictures, so that the file can be sent on its own.", None, "--embed")
@@ -30,7 +30,8 @@ def report_page(
     Write a page that shows the pictures, how each was made, and the cells of a sweep side by side.
 
     Open it in a browser; it needs no network and no server. It shows the
-    pictures that lie beside it, unless --embed puts them inside.
+    pictures that lie beside it, unless --embed puts them inside; those of
+    shards and of object stores are always inside.
 
     [bold]Examples[/bold]
 
@@ -38,11 +39,12 @@ def report_page(
     ddim report outputs/smoke
     ddim report table1 --embed -o table1.html
     """
+    from ddim_cli.outputs.files import place_of
     from ddim_cli.outputs.report.page import write_report
 
     with spinner(f"reading {folder}", quiet) as update:
-        page = write_report(folder, out, embed, update, overwrite)
-    if embed and page.bytes > MANY_BYTES:
+        page = write_report(place_of(folder), out, embed, update, overwrite)
+    if page.embedded and page.bytes > MANY_BYTES:
         console.warn(f"{page.path} has {page.bytes / 1e6:,.0f} MB; browsers take a while to open that")
     if not quiet:
         for problem in page.problems[:MOST_SHOWN]:
@@ -57,6 +59,6 @@ def report_page(
         rows = {
             "page": page.path,
             "shows": f"{images} in {panels.counted(page.sets, 'cell')}" if page.kind == "sweep" else images,
-            "size": f"{page.bytes / 1e6:,.2f} MB, " + ("the pictures inside" if embed else "the pictures beside it"),
+            "size": f"{page.bytes / 1e6:,.2f} MB, the pictures {'inside' if page.embedded else 'beside it'}",
         }
         panels.close(rows)

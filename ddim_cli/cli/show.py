@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddim_cli.cli import console
@@ -14,6 +13,8 @@ from ddim_cli.errors import UsageError, missing_extra
 if TYPE_CHECKING:
     from PIL import Image
     from rich.segment import Segments
+
+    from ddim_cli.outputs.files import File
 
 # A character shows two pixels: more or smaller pictures than these could not be recognised.
 MOST_IN_BLOCKS, FEWEST_ACROSS, SMALLEST, LARGEST = 16, 4, 16, 48
@@ -27,7 +28,7 @@ def check_show(as_json: bool) -> None:
         raise missing_extra("--show", "textual-image", "show")
 
 
-def show_pictures(paths: Sequence[Path]) -> None:
+def show_pictures(paths: Sequence[File]) -> None:
     """Print the first pictures as one sheet: in pixels where the terminal takes them, else in half blocks.
 
     Raises:

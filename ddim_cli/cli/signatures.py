@@ -9,6 +9,10 @@ from typing import Any, get_args
 
 import typer
 
+from ddim_cli.stores.objects import is_url
+
+EMPTY = "the name is empty; name a file or a folder"
+
 
 def with_signature(command: Callable, parameters: Sequence[inspect.Parameter]) -> None:
     """Have typer read these parameters off a command."""
@@ -17,10 +21,19 @@ def with_signature(command: Callable, parameters: Sequence[inspect.Parameter]) -
 
 
 def named_path(text: str) -> Path:
-    """A path as it was typed. Refuses an empty one, of which `Path` makes the current folder."""
+    """A path as it was typed. Refuses an empty one, of which `Path` makes the current folder, and a URL."""
     if not text:
-        raise typer.BadParameter("the name is empty; name a file or a folder")
+        raise typer.BadParameter(EMPTY)
+    if is_url(text):
+        raise typer.BadParameter(f"{text}: is in an object store; name a file or a folder of this machine")
     return Path(text)
+
+
+def named_place(text: str) -> str:
+    """A path or a URL as it was typed. Refuses an empty one, as `named_path`."""
+    if not text:
+        raise typer.BadParameter(EMPTY)
+    return text
 
 
 def with_named_paths(command: Callable) -> None:

@@ -40,9 +40,9 @@ def trajectory(
     """
     from ddim_cli.config.seeds import format_seeds
     from ddim_cli.outputs.figures import shortened
-    from ddim_cli.sampling.resolve import resolve
+    from ddim_cli.sampling.resolve import resolve, writes_png
 
-    run = resolve(layers)
+    run = writes_png(resolve(layers))
 
     def prepare(shard: Shard, speaks: bool) -> tuple[Job, Strips]:
         from ddim_cli.experiments import trajectory as experiment

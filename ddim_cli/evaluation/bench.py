@@ -202,7 +202,9 @@ class Bench:
         """The run with another batch size, number of images, and runtime. Raises ConfigError."""
         run, config = self._benchmark.run, self._benchmark.run.config
         sampling = {"batch_size": batch_size, "num_images": images, "seed": config.seeds()[0], "seeds": None}
-        output = {"dir": str(self._benchmark.scratch / "ours"), "subdirs": False, "grid": False}
+        # PNGs, as the others write.
+        files = {"subdirs": False, "grid": False, "image_format": "png"}
+        output = {"dir": str(self._benchmark.scratch / "ours"), **files}
         changed = config.model_copy(
             update={
                 "sampling": config.sampling.model_copy(update=sampling),

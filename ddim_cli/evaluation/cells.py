@@ -13,8 +13,9 @@ from ddim_cli.config.seeds import parse_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.pictures import files_of
 from ddim_cli.evaluation.score import Judge, OnImage, Score
-from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.files import File
 from ddim_cli.outputs.sweep_manifest import MANIFEST, read_sweep
+from ddim_cli.outputs.tar_folder import open_folder
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CellPictures:
     """A cell as sweep.json describes it, and its pictures; none of one that is not finished."""
 
     facts: Mapping[str, Any]
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
 
     @property
     def at(self) -> tuple[int, ...]:
@@ -63,9 +64,9 @@ def read_cells(folder: Path, count: int | None = None) -> SweepPictures:
 
 
 def _cell(folder: Path, facts: Mapping[str, Any], count: int | None) -> CellPictures:
-    files: list[Path] = []
+    files: list[File] = []
     if facts["finished"]:
-        files = files_of(OutputFolder(folder / facts["folder"]), parse_seeds(facts["seeds"]), count)
+        files = files_of(open_folder(folder / facts["folder"]), parse_seeds(facts["seeds"]), count)
     return CellPictures(facts, tuple(files))
 
 

@@ -15,11 +15,12 @@ from PIL import Image
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.pixels import largest_difference, psnr_db, size_text
 from ddim_cli.outputs.contact_sheet import contact_sheet
-from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.files import File, Place
 from ddim_cli.outputs.named import Kind, name_file
-from ddim_cli.outputs.picture import encode_png, read_pixels, to_image
+from ddim_cli.outputs.picture import Encoding, encode_png, read_pixels, to_image
 from ddim_cli.outputs.sidecar import first_difference, identity
-from ddim_cli.outputs.store import read_json
+from ddim_cli.outputs.store import encoded_apart, read_json, sidecar_of
+from ddim_cli.outputs.tar_folder import open_folder
 
 SOFTWARE = "ddim compare --diff-dir"
 DIFFERENCE = Kind.of_png("difference picture of ddim compare", SOFTWARE)
@@ -63,8 +64,8 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    golden: Path,
-    folder: Path,
+    golden: Place,
+    folder: Place,
     limits: Limits,
     difference_folder: Path | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
@@ -116,13 +117,13 @@ def _clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _pictures(folder: Path) -> dict[int, str]:
+def _pictures(folder: Place) -> dict[int, File]:
     if not folder.is_dir():
         raise UsageError(f"{folder}: {'is not a folder' if folder.exists() else 'there is no such folder'}")
-    return {seed: paths[0] for seed, paths in OutputFolder(folder).numbered("png").items()}
+    return {seed: paths[0] for seed, paths in open_folder(folder).pictures().items()}
 
 
-def _match(seed: int, golden: str, other: str, limits: Limits, difference_folder: Path | None) -> Match:
+def _match(seed: int, golden: File, other: File, limits: Limits, difference_folder: Path | None) -> Match:
     try:
         a, b = _read(golden), _read(other)
     except UsageError as error:
@@ -141,7 +142,7 @@ def _match(seed: int, golden: str, other: str, limits: Limits, difference_folder
     return Match(seed, largest, psnr, ", ".join(problems) or None)
 
 
-def _read(path: str) -> np.ndarray:
+def _read(path: File) -> np.ndarray:
     try:
         return read_pixels(path)
     except Exception:
@@ -159,14 +160,15 @@ def difference_picture(golden: np.ndarray, other: np.ndarray) -> Image.Image:
     return contact_sheet(panels, columns=3, widest=None)
 
 
-def _other_setting(expected: dict[int, str], actual: dict[int, str], both: list[int]) -> str | None:
+def _other_setting(expected: dict[int, File], actual: dict[int, File], both: list[int]) -> str | None:
     """The first setting in which the sidecars of the first pair differ, if both are there: it may explain the rest."""
     if not both:
         return None
-    one, other = (read_json(f"{files[both[0]].removesuffix('.png')}.json") for files in (expected, actual))
+    one, other = (read_json(sidecar_of(files[both[0]])) for files in (expected, actual))
     if one is None or other is None:
         return None
     difference = first_difference(identity(one), identity(other))
+    difference = difference or encoded_apart(Encoding.told_by(one), Encoding.told_by(other))
     if difference is None:
         return None
     key, before, now = difference

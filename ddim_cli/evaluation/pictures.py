@@ -6,8 +6,8 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,10 +15,13 @@ from PIL import Image
 from ddim_cli.config.seeds import format_seeds
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.figures import shortened
+from ddim_cli.outputs.files import File, Place, source_of
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.npz import read_rows
-from ddim_cli.outputs.picture import ENDINGS, is_picture_file, to_pixels
+from ddim_cli.outputs.picture import ENDINGS, is_picture_file, is_picture_name, restored, to_pixels
 from ddim_cli.outputs.row_plan import RowPlan, is_of_rows
+from ddim_cli.outputs.tar_folder import open_folder
+from ddim_cli.stores.objects import StoreError
 
 _READERS = min(8, os.cpu_count() or 1)
 # Modes of PIL that are grey with at most eight bits; one with more would lose them.
@@ -39,7 +42,7 @@ class Pictures(Protocol):
 class PictureFiles:
     """Picture files, in the order given."""
 
-    def __init__(self, paths: Sequence[Path], where: str | None = None):
+    def __init__(self, paths: Sequence[File], where: str | None = None):
         self._paths, self.where = list(paths), where or (str(paths[0].parent) if paths else "")
 
     def __len__(self) -> int:
@@ -78,14 +81,15 @@ class PictureArray:
                 yield rows(min(batch_size, self._count - start))
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: File) -> np.ndarray:
     """uint8 [H, W, C], C = 1 or 3: palettes are resolved, alpha and orientation left out. Raises UsageError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source_of(path)) as image:
             if image.mode in _DEEP:
                 raise UsageError(f"{path}: has more than eight bits a channel; convert it first")
-            return to_pixels(image.convert("L" if image.mode in _GREY else "RGB"))
-    except UsageError:
+            shown = restored(image)
+            return to_pixels(shown.convert("L" if shown.mode in _GREY else "RGB"))
+    except (UsageError, StoreError):
         raise
     except FileNotFoundError:
         raise UsageError(f"{path}: there is no such picture") from None
@@ -101,7 +105,7 @@ def check_count(asked: int, there: int, where: str) -> int:
     return asked
 
 
-def open_pictures(path: Path, count: int | None = None) -> Pictures:
+def open_pictures(path: Place, count: int | None = None) -> Pictures:
     """The pictures of a folder or of an .npz; of an output folder those of its plan; the first ``count`` of them.
 
     Raises:
@@ -114,16 +118,25 @@ def open_pictures(path: Path, count: int | None = None) -> Pictures:
         raise UsageError(f"{path}: there is no such folder or file")
     if path.suffix != ".npz":
         raise UsageError(f"{path}: is neither a folder of pictures nor an .npz")
+    if not isinstance(path, Path):
+        raise UsageError(f"{path}: an .npz is read from this machine alone; fetch it first")
     return PictureArray(path, count)
 
 
-def _files(path: Path, count: int | None) -> list[Path]:
-    folder = OutputFolder(path)
+def _pictures_below(path: Place) -> list[Any]:
+    """The picture files in a folder and in the folders in it."""
+    if isinstance(path, Path):
+        return [file for file in path.rglob("*") if is_picture_file(file)]
+    return [path / name for name in path.listing() if is_picture_name(PurePath(name))]
+
+
+def _files(path: Place, count: int | None) -> list[File]:
+    folder = open_folder(path)
     if is_of_rows(folder.read_manifest()):
         return _files_of_rows(folder, [line["name"] for line in RowPlan(folder)], count)
     if (folder.read_manifest() or {}).get("schema") == RUN_SCHEMA:
         return files_of(folder, sorted(folder.planned()), count)
-    paths = sorted(p for p in path.rglob("*") if is_picture_file(p))
+    paths: list[File] = sorted(_pictures_below(path))
     if not paths and folder.strips():
         raise UsageError(
             f"{path}: is a folder of ddim trajectory, whose strips cannot be scored; name the folder that ddim sample "
@@ -134,25 +147,25 @@ def _files(path: Path, count: int | None) -> list[Path]:
     return paths[: check_count(count, len(paths), str(path))] if count is not None else paths
 
 
-def _files_of_rows(folder: OutputFolder, names: Sequence[str], count: int | None) -> list[Path]:
+def _files_of_rows(folder: OutputFolder, names: Sequence[str], count: int | None) -> list[File]:
     """As `files_of`, of a job file's rows."""
     if count is not None:
         names = names[: check_count(count, len(names), str(folder.path))]
-    there = folder.named("png")
+    there = folder.named_pictures()
     missing = [name for name in names if name not in there]
     if missing:
         raise UsageError(
             f"{folder.path}: lacks {len(missing):,} of {len(names):,} pictures (first {missing[0]}); make them with "
             "the command that began the folder, or look at the first N with -n N"
         )
-    return [Path(there[name][0]) for name in names]
+    return [there[name][0] for name in names]
 
 
-def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = None) -> list[Path]:
-    """The PNGs of ``seeds`` in an output folder; of the first ``count``. Raises UsageError if one is missing."""
+def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = None) -> list[File]:
+    """The pictures of ``seeds`` in an output folder; of the first ``count``. Raises UsageError if one is missing."""
     if count is not None:
         seeds = seeds[: check_count(count, len(seeds), str(folder.path))]
-    there = folder.numbered("png")
+    there = folder.pictures()
     missing = [seed for seed in seeds if seed not in there]
     if missing:
         named = shortened(format_seeds(missing), 60)
@@ -160,4 +173,4 @@ def files_of(folder: OutputFolder, seeds: Sequence[int], count: int | None = Non
             f"{folder.path}: lacks {len(missing):,} of {len(seeds):,} pictures (seeds {named}); make them "
             "with the command that began the folder, or look at the first N with -n N"
         )
-    return [Path(there[seed][0]) for seed in seeds]
+    return [there[seed][0] for seed in seeds]

@@ -22,6 +22,7 @@ from ddim_cli.evaluation.frechet import Gaussian, KernelDistance, Moments, frech
 from ddim_cli.evaluation.pictures import PictureFiles, Pictures, open_pictures
 from ddim_cli.evaluation.reference import holds, read_statistics, spread_out, write_statistics
 from ddim_cli.models.device import choose_device
+from ddim_cli.outputs.files import File
 from ddim_cli.sampling.loop import is_out_of_memory
 from ddim_cli.sampling.precision import tf32
 
@@ -148,7 +149,7 @@ class Judge:
         source = "MNIST test digits" if reference == BUNDLED else reference
         return cls(opened, place, batch_size, source, summary, seed)
 
-    def score(self, pictures: Sequence[Path] | Pictures, on_image: OnImage = lambda done, total: None) -> Score:
+    def score(self, pictures: Sequence[File] | Pictures, on_image: OnImage = lambda done, total: None) -> Score:
         """How far picture files, or other `Pictures`, are from the reference.
 
         Raises:

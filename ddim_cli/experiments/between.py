@@ -15,7 +15,7 @@ from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.models.conditions import Blend, Conditioning
 from ddim_cli.outputs.figures import quoted
 from ddim_cli.sampling.items import Choices, Item, Slerp, blend_item, frame_item
-from ddim_cli.sampling.resolve import Run, refuse_init, resolve
+from ddim_cli.sampling.resolve import Run, refuse_init, resolve, writes_png
 
 LINE_FRAMES, SQUARE_FRAMES = 11, 8
 # Beyond this a strip is no picture that anything opens.
@@ -197,7 +197,7 @@ def resolve_interpolation(layers: Sequence[Layer], between: Between) -> Run:
         ModelError: for a model that is not there or cannot be sampled from.
         UsageError: for an eta other than 0, and for seeds of several classes.
     """
-    run = resolve(layers)
+    run = writes_png(resolve(layers))
     refuse_init(run, WHY_NO_INIT)
     check_deterministic(run, WHY_ETA_0)
     Choices.of(run.config).of_all(between.seeds)
@@ -227,6 +227,7 @@ def resolve_prompts(
         told = "none is given" if not prompts else f"{len(prompts)} are given"
         raise UsageError(f"--to-prompt needs the one prompt to begin with, as --prompt, and {told}")
     plan = BetweenPrompts.of([*prompts, *to], count, config.seeds()[0])
-    run = resolve([*layers, Layer({"sampling.prompt": list(plan.prompts)}, {"sampling.prompt": "--to-prompt"})])
+    said = Layer({"sampling.prompt": list(plan.prompts)}, {"sampling.prompt": "--to-prompt"})
+    run = writes_png(resolve([*layers, said]))
     refuse_init(run, WHY_NO_INIT)
     return run, plan

@@ -17,6 +17,7 @@ from ddim_cli.experiments.invert import drawn, reconstruction_error
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import SMALLEST_TILE
 from ddim_cli.outputs.figures import quoted
+from ddim_cli.outputs.files import here
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.provenance import shows_strip, strip_inside
 from ddim_cli.outputs.sidecar import describe_strip, to_text
@@ -70,7 +71,7 @@ class EditedPictures(Product):
             raise UsageError(
                 f"{sheet}: is no sheet of ddim edit, and would be replaced; choose another folder with --out"
             )
-        written = {job.folder.picture(item.name).resolve() for item in job.plan}
+        written = {here(job.folder.picture(item.name)).resolve() for item in job.plan}
         for picture in self.edits.pictures:
             if picture.path.resolve() in written:
                 raise UsageError(f"{picture.path}: would be replaced by an edit; choose another folder with --out")
@@ -151,17 +152,18 @@ class Edited:
     def of(cls, job: Job, product: EditedPictures, summary: Summary) -> Edited:
         pictures = []
         for read, (reconstruction, *edits) in zip(product.edits.pictures, product.by_picture(job), strict=True):
-            made = tuple(job.folder.picture(item.name) for item in edits)
+            made = tuple(here(job.folder.picture(item.name)) for item in edits)
             error = error_of(job, reconstruction)
-            pictures.append(EditedPicture(read.path, job.folder.picture(reconstruction.name), error, made))
+            remade = here(job.folder.picture(reconstruction.name))
+            pictures.append(EditedPicture(read.path, remade, error, made))
         return cls(
             summary.made,
             summary.present,
             summary.left,
             summary.seconds,
-            job.folder.path,
+            here(job.folder.path),
             tuple(pictures),
-            summary.sheet,
+            None if summary.sheet is None else here(summary.sheet),
         )
 
 
@@ -208,7 +210,7 @@ def edit(
 
 
 def sheet_path(job: Job) -> Path:
-    return job.folder.path / "edited.png"
+    return here(job.folder.path) / "edited.png"
 
 
 def error_of(job: Job, item: Item) -> float:

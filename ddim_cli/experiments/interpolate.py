@@ -18,6 +18,7 @@ from ddim_cli.experiments.between import BetweenPrompts
 from ddim_cli.experiments.between_pictures import BetweenPictures
 from ddim_cli.experiments.ways import Plan, resolve_plan
 from ddim_cli.outputs.atomic import write_atomically
+from ddim_cli.outputs.files import here
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png, read_own
 from ddim_cli.outputs.provenance import shows_strip
@@ -79,7 +80,7 @@ class Frames(Product):
             yield
 
     def draw(self, job: Job, made: int, reporter: Reporter) -> Ending:
-        strip = job.folder.path / "strip.png"
+        strip = here(job.folder.path) / "strip.png"
         animation = strip.with_suffix(".gif")
         if made or not shows_strip(strip, self.between.facts(), job.identity) or (self.gif and not animation.exists()):
             reporter.closing("drawing the strip")
@@ -106,11 +107,18 @@ class Interpolated:
 
     @classmethod
     def of(cls, job: Job, summary: Summary, gif: bool) -> Interpolated:
-        strip = summary.sheet
-        frames = tuple(job.folder.picture(item.name) for item in job.items)
+        strip = None if summary.sheet is None else here(summary.sheet)
+        frames = tuple(here(job.folder.picture(item.name)) for item in job.items)
         animation = strip.with_suffix(".gif") if strip is not None and gif else None
         return cls(
-            summary.made, summary.present, summary.left, summary.seconds, job.folder.path, frames, strip, animation
+            summary.made,
+            summary.present,
+            summary.left,
+            summary.seconds,
+            here(job.folder.path),
+            frames,
+            strip,
+            animation,
         )
 
 
@@ -163,7 +171,7 @@ def interpolate(
 
 def kept_frames(folder: OutputFolder) -> dict[int, Path]:
     """The sidecars of frames that are there, by number; pairs of seeds may lie beside them."""
-    sidecars = {int(m[1]): folder.path / name for name in names_in(folder.path) if (m := _FRAME.fullmatch(name))}
+    sidecars = {int(m[1]): here(folder.path) / name for name in names_in(folder.path) if (m := _FRAME.fullmatch(name))}
     return {n: sidecars[n] for n in sorted(sidecars) if (read_json(sidecars[n]) or {}).get("schema") == SCHEMA}
 
 

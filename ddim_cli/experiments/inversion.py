@@ -9,7 +9,7 @@ from typing import Any
 from ddim_cli.config.layers import Layer
 from ddim_cli.experiments.rules import check_deterministic
 from ddim_cli.sampling.items import Choices
-from ddim_cli.sampling.resolve import Run, refuse_init, resolve
+from ddim_cli.sampling.resolve import Run, refuse_init, resolve, writes_png
 
 WHY_ETA_0 = (
     "inversion needs eta 0. Only then does one latent lead to one picture, and a picture back to its latent; fresh "
@@ -41,7 +41,7 @@ def resolve_inversion(layers: Sequence[Layer]) -> tuple[Run, dict[str, str]]:
     refuse_init(run, "an inversion begins from the picture itself")
     if run.config.sampling.guidance_scale != 1 and not any(GUIDANCE in layer.values for layer in layers):
         on[GUIDANCE] = run.resolved.origin(GUIDANCE)
-        run = resolve([*layers, _turned_off(on)])
+        run = writes_png(resolve([*layers, _turned_off(on)]))
     check_deterministic(run, WHY_ETA_0)
     Choices.of(run.config).of_all()
     if run.config.sampling.guidance_scale != 1 and not run.config.sampling.refine:
@@ -54,14 +54,14 @@ def resolve_invertible(layers: Sequence[Layer], conditions_follow: bool = False)
 
     Raises ConfigError and ModelError as `resolve`.
     """
-    run, on = resolve(layers, conditions_follow=conditions_follow), {}
+    run, on = writes_png(resolve(layers, conditions_follow=conditions_follow)), {}
     settings = run.config.model_dump()
     for key in NEVER:
         section, name = key.split(".")
         if settings[section][name]:
             on[key] = run.resolved.origin(key)
     if on:
-        run = resolve([*layers, _turned_off(on)], conditions_follow=conditions_follow)
+        run = writes_png(resolve([*layers, _turned_off(on)], conditions_follow=conditions_follow))
     return run, on
 
 

@@ -20,6 +20,7 @@ from ddim_cli.models.describe import ModelDescription
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.contact_sheet import SMALLEST_TILE, WIDEST
 from ddim_cli.outputs.figures import quoted
+from ddim_cli.outputs.files import File, here
 from ddim_cli.outputs.latents import ENDING, describe_latent, encode_latent, holds_latent, open_latents, read_latent
 from ddim_cli.outputs.picture import encode_png, read_own, to_image
 from ddim_cli.outputs.provenance import shows_strip, strip_inside
@@ -89,7 +90,7 @@ class Reconstructions(Product):
             raise UsageError(
                 f"{sheet}: is no sheet of ddim invert, and would be replaced; choose another folder with --out"
             )
-        written = {job.folder.picture(f"{picture.name}.recon").resolve(): picture for picture in self.inputs}
+        written = {here(job.folder.picture(f"{picture.name}.recon")).resolve(): picture for picture in self.inputs}
         for picture in self.inputs:
             other = written.get(picture.path.resolve())
             if other is not None:
@@ -135,7 +136,7 @@ class Reconstructions(Product):
         residual = {} if picture.residual is None else {"residual": float(f"{picture.residual:.6g}")}
         self.save_pair(job, picture, inversion={"error": float(f"{error:.6g}"), **residual, "latent": beside})
 
-    def files(self, job: Job, item: Item) -> list[Path]:
+    def files(self, job: Job, item: Item) -> list[File]:
         return [job.folder.picture(item.name), latent_path(job, item)]
 
     def draw(self, job: Job, made: int, reporter: Reporter) -> Ending:
@@ -164,7 +165,8 @@ class Inverted:
     @classmethod
     def of(cls, job: Job, product: Reconstructions, summary: Summary) -> Inverted:
         own = tuple(reconstructions(job, job.shard.of(product.inputs), job.items))
-        return cls(summary.made, summary.present, summary.left, summary.seconds, job.folder.path, own, summary.sheet)
+        folder, sheet = here(job.folder.path), None if summary.sheet is None else here(summary.sheet)
+        return cls(summary.made, summary.present, summary.left, summary.seconds, folder, own, sheet)
 
     @property
     def mean_error(self) -> float:
@@ -213,11 +215,11 @@ def invert(
 
 
 def latent_path(job: Job, item: Item) -> Path:
-    return job.folder.path / f"{item.name.removesuffix('.recon')}{ENDING}"
+    return here(job.folder.path) / f"{item.name.removesuffix('.recon')}{ENDING}"
 
 
 def sheet_path(job: Job) -> Path:
-    return job.folder.path / "inverted.png"
+    return here(job.folder.path) / "inverted.png"
 
 
 def _told_of(sidecar: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -232,7 +234,7 @@ def reconstructions(job: Job, inputs: Sequence[Input], items: Sequence[Item]) ->
     """What came of pictures and their items, as the folder has it; an error is NaN where its sidecar tells none."""
     results = []
     for picture, item in zip(inputs, items, strict=True):
-        path = job.folder.picture(item.name)
+        path = here(job.folder.picture(item.name))
         sidecar = read_json(path.with_suffix(".json")) or {}
         told = _told_of(sidecar)
         _, error = told or ("", float("nan"))

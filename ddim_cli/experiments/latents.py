@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ddim_cli.experiments.start import folder_ending
+from ddim_cli.outputs.files import Place
 from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.sidecar import identity
 from ddim_cli.outputs.store import read_json
 from ddim_cli.sampling.items import Choices, Item, Latent, latent_item
 from ddim_cli.sampling.job import Job, make_job
 from ddim_cli.sampling.plan import Shard
-from ddim_cli.sampling.product import Ending, Product, collect_npz
+from ddim_cli.sampling.product import Ending, Product, check_npz, collect_npz
 from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resolve import Run
 
@@ -24,6 +24,9 @@ class LatentPictures(Product):
     """A picture for each latent, a contact sheet and, if ``npz`` is given, one array in the order of the latents."""
 
     npz: NamedFile | None = None
+
+    def check(self, job: Job) -> None:
+        check_npz(job, self.npz)
 
     def draw(self, job: Job, made: int, reporter: Reporter) -> Ending:
         sheet = self._sheet(job, made)
@@ -37,7 +40,7 @@ class LatentPictures(Product):
             "latents": list(dict.fromkeys(str(i.start.file.path) for i in job.items if isinstance(i.start, Latent)))
         }
 
-    def _sheet(self, job: Job, made: int) -> Path | None:
+    def _sheet(self, job: Job, made: int) -> Place | None:
         """None where no sheet is wanted, or the folder has one of seeds."""
         path = job.folder.grid
         if not job.run.config.output.grid or job.folder.manifest.exists():

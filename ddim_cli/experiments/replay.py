@@ -14,6 +14,7 @@ import torch
 from ddim_cli.config.layers import Layer
 from ddim_cli.errors import UsageError
 from ddim_cli.experiments.trajectory import Selection, Strips
+from ddim_cli.outputs.files import File, lies_in
 from ddim_cli.outputs.sidecar import first_difference, run_identity
 from ddim_cli.sampling.executor import execute
 from ddim_cli.sampling.items import Choices, Item, SeedItems, seeds_of
@@ -29,7 +30,7 @@ class Again:
     """An original, and the file in which it was made again."""
 
     original: Original
-    picture: Path
+    picture: File
 
 
 def replay(
@@ -88,7 +89,7 @@ def check_out(out: Path, groups: Sequence[Group]) -> None:
     names: dict[str, Original] = {}
     for group in groups:
         for original in group.originals:
-            if out.resolve() in original.file.resolve().parents:
+            if lies_in(original.file, out):
                 raise UsageError(f"-o {out}: the original {original.file} is in there; choose another folder")
             other = names.setdefault(original.item.name, original)
             if other.item != original.item:

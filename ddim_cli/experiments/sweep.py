@@ -19,8 +19,9 @@ from ddim_cli.errors import RunError, UsageError
 from ddim_cli.experiments.cells import SweepRun, choose_part, resolve_sweep
 from ddim_cli.outputs.atomic import locked, remove_leftovers
 from ddim_cli.outputs.figures import distance_text
+from ddim_cli.outputs.files import File
 from ddim_cli.outputs.folder import OutputFolder
-from ddim_cli.outputs.picture import encode_png, read_own
+from ddim_cli.outputs.picture import Encoding, encode_png, read_own
 from ddim_cli.outputs.sidecar import identity_hash, utc_now
 from ddim_cli.outputs.sweep_manifest import (
     SHEET,
@@ -52,7 +53,7 @@ class Scorer(Protocol):
     @property
     def facts(self) -> Mapping[str, Any]: ...
 
-    def score(self, pictures: Sequence[Path], /) -> Score: ...
+    def score(self, pictures: Sequence[File], /) -> Score: ...
 
 
 @dataclass(frozen=True)
@@ -216,10 +217,12 @@ def prepare(run: SweepRun, shard: Shard = Shard()) -> SweepJob:
         ConfigError: for coefficients that cannot be computed.
     """
     jobs = [make_job(cell.run, shard=shard) for cell in run.cells]
-    folder = jobs[0].folder.path
+    if not isinstance(folder := jobs[0].folder.path, Path):
+        raise UsageError(f"output folder {folder}: a sweep is made in a folder of this machine; choose one with --out")
     if not jobs[0].run.config.output.dir:
         hashes = "".join(f"{cell.name}:{identity_hash(job.record)} " for cell, job in zip(run.cells, jobs, strict=True))
-        name = f"{jobs[0].run.model.name}-sweep-{hashlib.sha256(hashes.encode()).hexdigest()[:8]}"
+        digest = hashlib.sha256(hashes.encode()).hexdigest()[:8]
+        name = f"{jobs[0].run.model.name}-sweep-{digest}{Encoding.of(jobs[0].run.config.output).suffix}"
         folder = Path("outputs") / name
     if (folder / "run.json").exists():
         raise UsageError(f"output folder {folder}: it holds pictures of ddim sample; choose another with --out")

@@ -14,6 +14,7 @@ from ddim_cli.errors import UsageError
 from ddim_cli.models.decoders import Decoder
 from ddim_cli.outputs.atomic import write_atomically
 from ddim_cli.outputs.figures import quoted
+from ddim_cli.outputs.files import File, here
 from ddim_cli.outputs.picture import encode_png, to_image
 from ddim_cli.outputs.provenance import strip_inside
 from ddim_cli.outputs.sidecar import describe_strip, to_text
@@ -120,9 +121,9 @@ class Strips(Product):
 
     def picture(self, job: Job, item: Item) -> Path:
         """Where the strip of an item belongs: 000003.x0.png. Its animation ends in .gif."""
-        return job.folder.path / f"{item.name}.{self.selection.show}.png"
+        return here(job.folder.path) / f"{item.name}.{self.selection.show}.png"
 
-    def files(self, job: Job, item: Item) -> list[Path]:
+    def files(self, job: Job, item: Item) -> list[File]:
         path = self.picture(job, item)
         return [path, path.with_suffix(".gif")] if self.gif else [path]
 

@@ -19,7 +19,7 @@ from ddim_cli.errors import UsageError
 from ddim_cli.models.decoders import Decoder, Distribution
 from ddim_cli.sampling.items import Between, Canvas, Inversion, Item, Noise, Shape, Slerp, seed_noise
 from ddim_cli.sampling.noise import BatchNoise
-from ddim_cli.sampling.pictures import read_input, read_mask
+from ddim_cli.sampling.pictures import Input, read_input, read_mask
 
 # Encoded pictures that are kept for the batches that follow: those of a run have often one in common.
 KEPT = 16
@@ -59,28 +59,36 @@ class Canvases:
     decoder: Decoder
     picture_shape: Shape
     inpaints: bool = False
-    _kept: OrderedDict[Canvas, Encoded] = field(default_factory=OrderedDict)
+    # By what the files held, too: a program that sends rows may write other pictures under the same names.
+    _kept: OrderedDict[tuple[Canvas, str | None, str | None], Encoded] = field(default_factory=OrderedDict)
 
     def of(self, canvas: Canvas) -> Encoded:
         """Raises UsageError for a file that cannot be read as a picture."""
-        if canvas not in self._kept:
-            self._kept[canvas] = self._encoded(canvas)
+        key = canvas, canvas.pixels_sha256, canvas.mask_sha256
+        if key not in self._kept:
+            self._kept[key] = self._encoded(canvas)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return self._kept[canvas]
+        return self._kept[key]
 
     def _encoded(self, canvas: Canvas) -> Encoded:
         read, values = read_input(canvas.picture, self.picture_shape)
-        if canvas.pixels_sha256 not in (None, read.pixels_sha256):
-            raise UsageError(f"{canvas.picture}: has changed since this run began; run the same command again")
+        _check_same(canvas.picture, canvas.pixels_sha256, read)
         picture = torch.from_numpy(values)
         states = self.decoder.distribution(picture[None])
         if canvas.mask is None:
             return Encoded(picture, states)
-        mask = torch.from_numpy(read_mask(canvas.mask, read, self.picture_shape, canvas.keeps)[1])
+        read, values = read_mask(canvas.mask, read, self.picture_shape, canvas.keeps)
+        _check_same(canvas.mask, canvas.mask_sha256, read)
+        mask = torch.from_numpy(values)
         if not self.inpaints:
             return Encoded(picture, states, mask)
         return Encoded(picture, states, mask, self.decoder.distribution((picture * (mask < 0.5))[None]))
+
+
+def _check_same(path: Path, pixels_sha256: str | None, read: Input) -> None:
+    if pixels_sha256 not in (None, read.pixels_sha256):
+        raise UsageError(f"{path}: has changed since it was first read; run the same command again")
 
 
 class Frame(NamedTuple):

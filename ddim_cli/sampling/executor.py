@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ddim_cli.errors import InterruptedRunError
 from ddim_cli.models.load import SamplingNetwork
+from ddim_cli.outputs.files import Place
 from ddim_cli.outputs.named import NamedFile
 from ddim_cli.outputs.writer import BackgroundWriter, not_written
 from ddim_cli.sampling.host import keep_memory
@@ -36,8 +36,8 @@ class Summary:
     made: int
     present: int
     seconds: float
-    folder: Path
-    sheet: Path | None
+    folder: Place
+    sheet: Place | None
     left: int
     npz: NamedFile | None = None
 
@@ -79,10 +79,10 @@ def pending(job: Job, product: Product, overwrite: bool = False) -> Sequence[Ite
     return todo
 
 
-def by_kind(items: Sequence[Item]) -> Sequence[Item]:
-    """Items that can share a batch beside each other, otherwise in their order."""
+def by_kind(items: Sequence[Item], block: int | None = None) -> Sequence[Item]:
+    """Items that can share a batch beside each other, otherwise in their order; of rows, within their ``block``."""
     if isinstance(items, RowItems):
-        return items.by_kind()
+        return items.by_kind(block)
     if isinstance(items, SeedItems):
         return items
     kinds: dict[Kind, int] = {}
@@ -115,7 +115,7 @@ def execute(
     denoiser = None
     with tf32(job.run.config.runtime.tf32):
         if todo:
-            todo = by_kind(todo)
+            todo = by_kind(todo, job.block)
             job = job.fitted(reporter)
             reporter.loading(job)
             network, compiled = networks.load(job.use(len(todo)), reporter)
@@ -124,7 +124,7 @@ def execute(
             # Only now: what loading frees is not what steps need again.
             keep_memory()
         job.folder.create()
-        with product.claimed(job, overwrite, complete=not todo):
+        with product.claimed(job, overwrite, complete=not todo), job.folder.working():
             if anew:
                 product.remove(job)
             started, made = time.perf_counter(), 0
@@ -170,8 +170,9 @@ def _make(job: Job, product: Product, todo: Sequence[Item], denoiser: Denoiser, 
         except KeyboardInterrupt:
             reporter.stopped()
             reporter.interrupted()
+            there = "are" if job.folder.keeps_all else "are, where their shards are whole,"
             raise InterruptedRunError(
-                f"interrupted: {made} of {len(todo)} images were made and are in {job.folder.path}; "
+                f"interrupted: {made} of {len(todo)} images were made and {there} in {job.folder.path}; "
                 "the same command goes on from there"
             ) from None
     return made

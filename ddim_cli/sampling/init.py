@@ -72,7 +72,9 @@ def read_init(
     inputs = (read,) if mask is None else (read, read_mask(mask, read, shape)[0])
     about: dict[str, Any] = {key: located(each) for key, each in zip(("init", "mask"), inputs, strict=False)}
     about |= {"strength": strength, "start_timestep": timesteps[begin]}
-    return Init(Canvas(picture, mask, pixels_sha256=read.pixels_sha256), begin, about, inputs)
+    hashes = [each.pixels_sha256 for each in inputs]
+    canvas = Canvas(picture, mask, pixels_sha256=hashes[0], mask_sha256=None if mask is None else hashes[1])
+    return Init(canvas, begin, about, inputs)
 
 
 def located(read: Input) -> dict[str, Any]:

@@ -6,18 +6,19 @@ the run's record. A seed is one way to say an item; a latent, a slerp of noises 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from ddim_cli.config.seeds import parse_classes
+from ddim_cli.config.seeds import Seeds, parse_classes
 from ddim_cli.errors import UsageError
 from ddim_cli.models.conditions import NOTHING, Blend, Conditioning
 from ddim_cli.outputs.sidecar import ROW
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from ddim_cli.config.schema import Config
@@ -95,6 +96,19 @@ class Latent:
         return torch.from_numpy(read_latent(self.file, self.index))
 
 
+@dataclass(frozen=True, eq=False)
+class GivenLatent:
+    """x_T was handed over by a program: ``values``, float32 [C, H, W]."""
+
+    values: np.ndarray
+
+    def state(self, shape: Shape) -> Tensor:
+        """float32 [C, H, W] on the host."""
+        import torch
+
+        return torch.tensor(self.values)
+
+
 @dataclass(frozen=True)
 class Inversion:
     """x_T is what DDIM inversion makes of a picture (DDIM, section 5.4): the batch first goes up the grid.
@@ -124,7 +138,7 @@ class Between:
     weight: float
 
 
-Start = Noise | Slerp | Latent | Inversion | Between
+Start = Noise | Slerp | Latent | GivenLatent | Inversion | Between
 
 
 @dataclass(frozen=True)
@@ -132,13 +146,14 @@ class Canvas:
     """A picture that sampling begins from, with noise added, and that stays where a mask is black.
 
     Without ``mask`` all of it changes (SDEdit, arXiv:2108.01073). ``keeps``: what is white in the mask is what stays.
-    ``pixels_sha256`` is of the picture as it was when it was first read.
+    ``pixels_sha256`` and ``mask_sha256`` are of the files as they were when they were first read.
     """
 
     picture: Path
     mask: Path | None = None
     keeps: bool = False
     pixels_sha256: str | None = field(default=None, compare=False)
+    mask_sha256: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -312,7 +327,7 @@ def latent_item(start: Latent, conditioning: Conditioning) -> Item:
 def row_item(
     name: str,
     label: str,
-    start: Noise | Slerp | Latent,
+    start: Noise | Slerp | Latent | GivenLatent,
     seed: int | None,
     conditioning: Conditioning,
     facts: Mapping[str, Any],
@@ -385,6 +400,23 @@ class SeedItems(Sequence["Item"]):
             return replace(self, seeds=self.seeds[index])
         seed = self.seeds[index]
         return seed_item(seed, self.choices.of_seed(seed), self.begins)
+
+    def take(self, parts: Iterable[range]) -> SeedItems:
+        """Those of these positions."""
+        return replace(self, seeds=Seeds(run for part in parts for run in Seeds.of(self.seeds[_slice(part)]).parts))
+
+    def between(self, start: int, stop: int) -> list[str]:
+        """The names of the positions from ``start`` to before ``stop``."""
+        return [f"{seed:06d}" for seed in self.seeds[start:stop]]
+
+    def position(self, name: str) -> int | None:
+        """Where the item of a name stands; None for one that is not among these."""
+        seed = int(name) if name.isdecimal() else -1
+        return Seeds.of(self.seeds).index(seed) if seed in self.seeds else None
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop, part.step)
 
 
 def seeds_of(items: Sequence[Item]) -> Sequence[int]:

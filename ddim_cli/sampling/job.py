@@ -17,8 +17,11 @@ from ddim_cli.diffusion.solvers import solver_of
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.models.text import check_installed
+from ddim_cli.outputs.files import Place
 from ddim_cli.outputs.folder import OutputFolder
+from ddim_cli.outputs.picture import Encoding
 from ddim_cli.outputs.sidecar import identity, identity_hash
+from ddim_cli.outputs.tar_folder import TarFolder
 from ddim_cli.sampling.compiled import Target, is_kept
 from ddim_cli.sampling.items import Item, SeedItems
 from ddim_cli.sampling.network import Use
@@ -28,6 +31,7 @@ from ddim_cli.sampling.record import make_record
 from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resolve import Run, without_refinement
 from ddim_cli.sampling.rows import RowItems
+from ddim_cli.stores.objects import is_url, open_url
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,12 @@ class Job:
     items: Sequence[Item] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "items", self.shard.of(self.plan))
+        object.__setattr__(self, "items", part_of(self.plan, self.shard, self.block))
+
+    @property
+    def block(self) -> int | None:
+        """How many positions of the plan belong together, in a tar shard; None where each stands for itself."""
+        return self.folder.shard_size if isinstance(self.folder, TarFolder) else None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -127,7 +136,7 @@ def make_job(
 
     Raises:
         UsageError: for a device that is not there, or a folder that cannot be used.
-        ConfigError: for coefficients that cannot be computed.
+        ConfigError: for coefficients that cannot be computed, and pictures that have no room in files of their format.
     """
     config = run.config
     if run.model.takes_text:
@@ -149,10 +158,42 @@ def make_job(
         config.runtime.compile == "auto" and is_kept(network_target(run, device, dtype, batch_size))
     )
     record = make_record(run, runtime_record(config.runtime, device, dtype, batch_size, compiled))
-    output, path = config.output, output_path(run, record, ending)
-    folder = OutputFolder(path, output.subdirs, output.fsync, run.model.size, output.parameters)
+    folder = make_folder(run, plan, record, ending)
     folder.check_usable()
     return Job(run, plan, shard, device, dtype, batch_size, record, folder, passes)
+
+
+def part_of(plan: Sequence[Item], shard: Shard, block: int | None) -> Sequence[Item]:
+    """A process's share of a plan whose positions come in blocks, or by themselves."""
+    if block is None or shard.count == 1:
+        return shard.of(plan)
+    assert isinstance(plan, (SeedItems, RowItems))
+    return plan.take(shard.blocks(len(plan), block))
+
+
+def make_folder(run: Run, plan: Sequence[Item], record: Mapping[str, Any], ending: str) -> OutputFolder:
+    """Where the files of a run go. Raises UsageError for settings that do not go together there."""
+    output, path, encoding = run.config.output, output_path(run, record, ending), Encoding.of(run.config.output)
+    encoding.check(run.model.shape)
+    facts = (path, output.subdirs, output.fsync, run.model.size, output.parameters, encoding)
+    of_a_plan = isinstance(plan, (SeedItems, RowItems))
+    if not of_a_plan and not isinstance(path, Path):
+        raise UsageError(f"output folder {path}: only the pictures of seeds and of job files can go to an object store")
+    if output.format == "files":
+        return OutputFolder(*facts)
+    if not isinstance(plan, (SeedItems, RowItems)):
+        raise UsageError(
+            "--format tar is for the pictures of seeds and of job files, whose plan is known; leave it out"
+        )
+    if output.subdirs:
+        raise UsageError("output.subdirs is for files; shards need no folders: leave it out, or say --format files")
+    if isinstance(plan, RowItems) and plan.file.dotted is not None:
+        row = plan.file.dotted
+        raise UsageError(
+            f"{plan.file.where(row)}: the name {plan.file.name(row)!r} has a dot, and WebDataset takes what is before "
+            "it for the key; rename it, or write files with --format files"
+        )
+    return TarFolder(*facts, shard_size=output.shard_size, names=plan, settings=identity(record))
 
 
 def most_alike(plan: Sequence[Item]) -> int:
@@ -164,11 +205,19 @@ def most_alike(plan: Sequence[Item]) -> int:
     return len(plan)
 
 
-def output_path(run: Run, record: Mapping[str, Any], ending: str = "") -> Path:
-    """Where a run's files go: output.dir, else outputs/MODEL-Nsteps-HASH with this ending. Raises UsageError."""
+def output_path(run: Run, record: Mapping[str, Any], ending: str = "") -> Place:
+    """Where a run's files go: output.dir, else outputs/MODEL-Nsteps-HASH with this ending. Raises UsageError.
+
+    Behind it stand the formats, where they are not PNG and files: so that each has a folder of its own.
+    """
     if not run.config.output.dir:
-        steps = record["sampling"]["steps"]
-        return Path("outputs") / f"{run.model.name}-{steps}steps-{identity_hash(record)}{ending}"
+        steps, encoding = record["sampling"]["steps"], Encoding.of(run.config.output)
+        name = f"{run.model.name}-{steps}steps-{identity_hash(record)}{ending}{encoding.suffix}"
+        if run.config.output.format == "tar":
+            name += "-tar"
+        return Path("outputs") / name
+    if is_url(run.config.output.dir):
+        return open_url(run.config.output.dir)
     try:
         return Path(run.config.output.dir).expanduser()
     except RuntimeError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddim_cli.errors import UsageError
-from ddim_cli.outputs.picture import ENDINGS, is_picture_file
+from ddim_cli.outputs.picture import ENDINGS, is_picture_file, restored
 
 _CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
@@ -150,10 +150,11 @@ def _opened(path: Path, steps: list[str]) -> tuple[Image.Image, str]:
                 steps.append(f"the first of {image.n_frames} frames")
             deep = ";16" in str(image.tile)
             image.load()
-            pixels_sha256 = _hash(image)
+            shown = restored(image)
+            pixels_sha256 = _hash(shown)
             if deep and not image.mode.startswith("I"):
                 steps.append("16 bits a channel read as 8")
-            turned = ImageOps.exif_transpose(image)
+            turned = ImageOps.exif_transpose(shown)
             orientation = image.getexif().get(0x0112, 1)
             if orientation != 1:
                 steps.append(f"turned as its EXIF orientation {orientation} says")

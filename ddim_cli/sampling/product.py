@@ -1,7 +1,7 @@
 """What a job makes of its items: files in its folder, and what is drawn once all of them are there.
 
-`Product` is a PNG and a sidecar for each item. `SeedPictures` adds what a folder of seeds has besides: run.json, the
-contact sheet and an array. The experiments have products of their own.
+`Product` is a picture and a sidecar for each item. `SeedPictures` adds what a folder of seeds has besides: run.json,
+the contact sheet and an array. The experiments have products of their own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ddim_cli.config.seeds import Seeds, format_seeds
+from ddim_cli.errors import UsageError
+from ddim_cli.outputs.files import File, Place
 from ddim_cli.outputs.named import NamedFile, name_file
 from ddim_cli.outputs.npz import PICTURES, write_npz
 from ddim_cli.outputs.sidecar import describe_picture, identity
+from ddim_cli.outputs.tar_folder import TarFolder
 from ddim_cli.sampling.items import Choices, Item, SeedItems, seeds_of
 from ddim_cli.sampling.job import Job
 from ddim_cli.sampling.loop import Picture, Watch
@@ -28,12 +31,12 @@ class Ending:
     """What is left of a plan, and what was drawn or collected of it: None where it was not."""
 
     left: int
-    sheet: Path | None = None
+    sheet: Place | None = None
     npz: NamedFile | None = None
 
 
 class Product:
-    """A PNG and a sidecar for each item, named after it."""
+    """A picture and a sidecar for each item, named after it."""
 
     # Whether `save` needs the final states, and the latents of inversions.
     keeps_x0 = False
@@ -73,7 +76,7 @@ class Product:
         self.save_pair(job, picture)
 
     def save_pair(self, job: Job, picture: Picture, **sections: Any) -> None:
-        """Write PNG and sidecar; ``sections`` of the sidecar come behind those of the run. Raises OSError."""
+        """Write picture and sidecar; ``sections`` of the sidecar come behind those of the run. Raises OSError."""
         item = picture.item
         record = {**item_record(job.record, item, picture.known), **sections}
         described = describe_picture(record, item.seed, picture.pixels, picture.batch_size)
@@ -95,7 +98,7 @@ class Product:
         """What ``--dry-run --json`` says of the items."""
         return {}
 
-    def files(self, job: Job, item: Item) -> list[Path]:
+    def files(self, job: Job, item: Item) -> list[File]:
         """The files of an item, its picture first."""
         return [job.folder.picture(item.name)]
 
@@ -125,6 +128,15 @@ def name_npz(path: Path, overwrite: bool) -> NamedFile:
     return name_file(path, PICTURES, "--npz", overwrite, remedy)
 
 
+def check_npz(job: Job, to: NamedFile | None) -> None:
+    """UsageError where an array of the pictures in the folder would not be one of the pictures that were made."""
+    if to is not None and not job.folder.coding.is_lossless:
+        raise UsageError(
+            "--npz collects the pixels from the files, and a JPEG's are not those that were made; take --image-format "
+            "png or webp"
+        )
+
+
 def collect_npz(job: Job, items: Sequence[Item], to: NamedFile) -> None:
     """Write the pictures of ``items`` as one array. Raises RunError where it or a picture cannot be read or written."""
     labels = [item.class_number for item in items if item.class_number is not None]
@@ -138,6 +150,9 @@ class SeedPictures(Product):
 
     npz: NamedFile | None = None
 
+    def check(self, job: Job) -> None:
+        check_npz(job, self.npz)
+
     @contextmanager
     def claimed(self, job: Job, overwrite: bool, complete: bool) -> Iterator[None]:
         folder = job.folder
@@ -148,6 +163,7 @@ class SeedPictures(Product):
 
     def missing(self, job: Job, items: Sequence[Item]) -> Sequence[Item]:
         if isinstance(items, SeedItems):
+            job.folder.check_plan(seeds_of(job.plan))
             return replace(items, seeds=job.folder.missing(items.seeds, job.identity))
         return super().missing(job, items)
 
@@ -155,6 +171,8 @@ class SeedPictures(Product):
         return {"seeds": format_seeds(seeds_of(job.items))}
 
     def count(self, job: Job) -> int:
+        if isinstance(job.folder, TarFolder):
+            return job.folder.count()
         seeds = Seeds.of(seeds_of(job.plan))
         return sum(seed in seeds for seed in job.folder.numbered("json"))
 

@@ -1,4 +1,4 @@
-"""Pictures made again from what they say of themselves: sidecars, or the text inside a PNG."""
+"""Pictures made again from what they say of themselves: sidecars, or the text inside a picture."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ddim_cli.config.layers import Layer, table_layer
 from ddim_cli.config.seeds import MAX_SEED
 from ddim_cli.errors import ModelError, UsageError
 from ddim_cli.models.conditions import Blend, Conditioning
+from ddim_cli.outputs.files import File, Member
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder
 from ddim_cli.outputs.latents import latent_sha256, open_latents, read_latent
 from ddim_cli.outputs.provenance import told_of
@@ -24,11 +25,12 @@ from ddim_cli.outputs.sidecar import (
     SCHEMA,
     STRIP_SCHEMA,
     first_difference,
+    is_lossy,
     is_of,
     is_row,
     run_identity,
 )
-from ddim_cli.outputs.store import read_json
+from ddim_cli.outputs.store import is_own_picture, picture_of, read_json
 from ddim_cli.sampling.items import (
     Begins,
     Between,
@@ -48,7 +50,8 @@ from ddim_cli.sampling.items import (
     seed_item,
 )
 from ddim_cli.sampling.pictures import pixels_hash
-from ddim_cli.sampling.resolve import Run, resolve
+from ddim_cli.sampling.resolve import Run, resolve, writes_png
+from ddim_cli.stores.objects import is_url
 
 # Which command draws a strip that says this of itself.
 _MAKERS = {"inverted": "invert", "edited": "edit"}
@@ -58,18 +61,23 @@ _MAKERS = {"inverted": "invert", "edited": "edit"}
 class Original:
     """A picture that is to be made again.
 
-    ``file`` is what was named, a sidecar or a PNG; ``record`` what it says; ``picture`` its PNG, None if that is not
-    there. ``item`` is what makes it again.
+    ``file`` is what was named, a sidecar or a picture; ``record`` what it says; ``picture`` the picture's file, None if
+    that is not there. ``item`` is what makes it again.
     """
 
-    file: Path
+    file: File
     record: Mapping[str, Any]
-    picture: Path | None
+    picture: File | None
     item: Item
 
     @property
     def pixels_sha256(self) -> str:
         return self.record["image"]["pixels_sha256"]
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether the hash is of pixels that the picture's file has no longer: it is a JPEG."""
+        return is_lossy(self.record)
 
     @property
     def runtime(self) -> Mapping[str, Any]:
@@ -112,7 +120,7 @@ class Group:
         return self.first.runtime["threads"]
 
 
-def _check_record(record: Any, path: Path) -> None:
+def _check_record(record: Any, path: File) -> None:
     """UsageError unless all that replay needs is there."""
     if isinstance(record, dict) and record.get("schema") == STRIP_SCHEMA and "show" not in (record.get("strip") or {}):
         maker = next((m for key, m in _MAKERS.items() if key in (record.get("strip") or {})), "interpolate")
@@ -144,7 +152,7 @@ def _check_record(record: Any, path: Path) -> None:
         raise UsageError(f"{path}: was made from Python with a network of its own, which only that program has")
 
 
-def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path], inits: Sequence[Path]) -> Item:
+def _item_of(record: Mapping[str, Any], path: File, latents: Sequence[Path], inits: Sequence[Path]) -> Item:
     """The item that makes a picture again; latents are looked for beside it, and in the folders ``latents``.
 
     Pictures that it began from are looked for where they were, beside it, and in ``inits``.
@@ -186,7 +194,7 @@ def _item_of(record: Mapping[str, Any], path: Path, latents: Sequence[Path], ini
 
 
 def _row_of(
-    sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, folders: Sequence[Path], inits: Sequence[Path]
+    sampling: Mapping[str, Any], path: File, conditioning: Conditioning, folders: Sequence[Path], inits: Sequence[Path]
 ) -> Item:
     """The item of a job file's row. Raises as `_item_of`, and what a section of another shape raises."""
     seed, facts = sampling[ROW]["seed"], {key: sampling[key] for key in ("latent", *OF_AN_INIT) if key in sampling}
@@ -194,7 +202,9 @@ def _row_of(
     start: Noise | Slerp | Latent
     if "latent" in facts:
         latent = facts["latent"]
-        start = _find_latent(latent["file"], latent.get("index"), latent["sha256"], path, folders)
+        # One that a program handed over was in no file; it may be in one by now.
+        file = latent.get("file", f"{path.stem}.safetensors")
+        start = _find_latent(file, latent.get("index"), latent["sha256"], path, folders)
     else:
         if type(seed) is not int:
             raise TypeError
@@ -202,7 +212,7 @@ def _row_of(
     return row_item(path.stem, path.stem, start, seed, conditioning, facts, begins)
 
 
-def _edit_of(sampling: Mapping[str, Any], path: Path, conditioning: Conditioning, inits: Sequence[Path]) -> Item:
+def _edit_of(sampling: Mapping[str, Any], path: File, conditioning: Conditioning, inits: Sequence[Path]) -> Item:
     """The item of a picture that was inverted and edited. Raises as `_row_of`."""
     facts = sampling[EDIT]
     shown = Conditioning(facts["from"].get("class"), facts["from"].get("prompt"), None, 1.0)
@@ -214,7 +224,7 @@ def _edit_of(sampling: Mapping[str, Any], path: Path, conditioning: Conditioning
     return edit_item(path.stem, start, conditioning, {EDIT: facts}, canvas)
 
 
-def _begins_of(sampling: Mapping[str, Any], path: Path, inits: Sequence[Path]) -> Begins:
+def _begins_of(sampling: Mapping[str, Any], path: File, inits: Sequence[Path]) -> Begins:
     """How a picture began that is of a seed. Raises as `_row_of`."""
     variation = None
     if sampling.get("variation_strength"):
@@ -226,13 +236,14 @@ def _begins_of(sampling: Mapping[str, Any], path: Path, inits: Sequence[Path]) -
     return Begins(variation, sampling["timesteps"].index(sampling["start_timestep"]), canvas)
 
 
-def find_picture(facts: Mapping[str, Any], sidecar: Path, places: Sequence[Path] = ()) -> Path:
+def find_picture(facts: Mapping[str, Any], sidecar: File, places: Sequence[Path] = ()) -> Path:
     """Where a picture is that a sidecar names: where it was, beside the sidecar, or in ``places``, files or folders.
 
     Raises UsageError where it is in none of them, or has changed.
     """
     name, was = facts["file"], Path(facts["path"])
-    candidates = [place if place.is_file() else place / name for place in places] + [was, sidecar.parent / name]
+    candidates = [place if place.is_file() else place / name for place in places]
+    candidates += [was, *(folder / name for folder in beside(sidecar))]
     there = [candidate for candidate in candidates if candidate.is_file()]
     for candidate in there:
         # One that is no picture any more has changed too.
@@ -251,6 +262,12 @@ def find_picture(facts: Mapping[str, Any], sidecar: Path, places: Sequence[Path]
     )
 
 
+def beside(file: File) -> list[Path]:
+    """The folder that a file of this machine lies in, or the shard that it is in."""
+    place = file.tar if isinstance(file, Member) else file
+    return [place.parent] if isinstance(place, Path) else []
+
+
 def conditioning_of(sampling: Mapping[str, Any]) -> Conditioning:
     """What a picture was conditioned on, as its section ``sampling`` says: `record.condition_record` undone.
 
@@ -264,9 +281,9 @@ def conditioning_of(sampling: Mapping[str, Any]) -> Conditioning:
     return Conditioning(sampling.get("class"), prompt, sampling.get("negative_prompt"))
 
 
-def _find_latent(name: str, index: int | None, sha256: str, path: Path, folders: Sequence[Path]) -> Latent:
+def _find_latent(name: str, index: int | None, sha256: str, path: File, folders: Sequence[Path]) -> Latent:
     """The latent with this hash, in a file of this name beside ``path`` or in one of ``folders``. Raises UsageError."""
-    places = [path.parent, *folders]
+    places = [*beside(path), *folders]
     for place in places:
         file = place if place.is_file() else place / name
         if file.is_file():
@@ -279,25 +296,26 @@ def _find_latent(name: str, index: int | None, sha256: str, path: Path, folders:
     )
 
 
-def read_original(path: Path, latents: Sequence[Path] = (), inits: Sequence[Path] = ()) -> Original | None:
-    """What ``path``, a sidecar or a PNG, says of a picture.
+def read_original(path: File, latents: Sequence[Path] = (), inits: Sequence[Path] = ()) -> Original | None:
+    """What ``path``, a sidecar or a picture, says of a picture.
 
     None for run.json and grid.png, which a pattern such as DIR/* catches too. ``latents`` are files, or folders of
     them, in which latents are looked for that do not lie beside it, ``inits`` such for pictures that it began from.
     Raises UsageError for anything else.
     """
-    if path.is_dir():
+    if not isinstance(path, Member) and path.is_dir():
         strips = OutputFolder(path).strips() and not OutputFolder(path).numbered("json")
         pattern = f"its strips, for example {path}/0*.png" if strips else f"its sidecars, for example {path}/0*.json"
         raise UsageError(f"{path}: is a folder; name {pattern}")
     if path.name == "grid.png":
         return None
-    if path.suffix.lower() == ".png":
+    if is_own_picture(path):
         record, picture = told_of(path), path
     else:
         if not path.exists():
             raise UsageError(f"{path}: no such file")
-        record, picture = read_json(path), path.with_suffix(".png")
+        record = read_json(path)
+        picture = picture_of(path, record or {})
         if record is not None and record.get("schema") == RUN_SCHEMA:
             return None
     _check_record(record, path)
@@ -318,7 +336,7 @@ def group_originals(originals: Iterable[Original]) -> list[Group]:
     return [Group(tuple(members)) for members in groups.values()]
 
 
-def model_layer(record: Mapping[str, Any], file: Path) -> Layer:
+def model_layer(record: Mapping[str, Any], file: File) -> Layer:
     """Where the model is that ``file`` names: as it was named, for what has a name everywhere; else where it lay.
 
     Raises ModelError where it is no longer there.
@@ -330,7 +348,11 @@ def model_layer(record: Mapping[str, Any], file: Path) -> Layer:
         values["model.revision"] = model["revision"]
     elif isinstance(model.get("path"), str) and os.path.exists(model["path"]):
         values["model.source"] = model["path"]
-    elif model["kind"] in ("directory", "checkpoint", "file") and not os.path.exists(str(settings.get("source"))):
+    elif (
+        model["kind"] in ("directory", "checkpoint", "file")
+        and not is_url(str(settings.get("source")))
+        and not os.path.exists(str(settings.get("source")))
+    ):
         raise ModelError(
             f"{file}: its model is no longer at {model.get('path') or settings.get('source')}; point to it "
             f"with -m (the sha256 of its weights is {model.get('sha256')})"
@@ -338,7 +360,7 @@ def model_layer(record: Mapping[str, Any], file: Path) -> Layer:
     return Layer(values, dict.fromkeys(values, str(file)))
 
 
-def settings_layer(record: Mapping[str, Any], file: Path) -> Layer:
+def settings_layer(record: Mapping[str, Any], file: File) -> Layer:
     """The settings that ``file`` says it was made with. Raises ConfigError for ones this version does not know."""
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in record["config"].items()}
     sampling = config.get("sampling", {})
@@ -382,7 +404,7 @@ def resolve_group(group: Group, overrides: Sequence[Layer], folder: Path, grid: 
         found = _found(canvas)
         plan = Layer({**plan.values, **found}, {**plan.origins, **dict.fromkeys(found, origin)})
     model = [] if moved else [model_layer(original.record, original.file)]
-    run = resolve([settings, ran, *model, *overrides, plan], conditions_follow=follow)
+    run = writes_png(resolve([settings, ran, *model, *overrides, plan], conditions_follow=follow))
     classes = follow and original.item.class_number is not None
     return replace(run, of_rows=group.of_rows, of_edits=group.of_edits, classes_follow=classes)
 

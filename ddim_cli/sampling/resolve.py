@@ -115,6 +115,22 @@ def without_refinement(run: Run) -> Run:
     return replace(run, resolved=replace(run.resolved, config=changed))
 
 
+def writes_png(run: Run) -> Run:
+    """The run of a command whose pictures are PNGs in files of their own, whatever [output] says; it warns where that
+    says otherwise."""
+    output, warnings = run.config.output, []
+    for key, here in (("image_format", "png"), ("format", "files")):
+        value = getattr(output, key)
+        if value != here:
+            warning = f'output.{key} = "{value}" has no effect here, where each picture is a PNG of its own'
+            warnings.append(_with_origins(warning, run.resolved))
+            output = output.model_copy(update={key: here})
+    if not warnings:
+        return run
+    config = run.config.model_copy(update={"output": output})
+    return replace(run, resolved=replace(run.resolved, config=config), warnings=(*run.warnings, *warnings))
+
+
 def _trained_differently(resolved: Resolved, layer: Layer, model: ModelDescription) -> list[str]:
     if model.scheduler is None:
         return []
@@ -143,6 +159,13 @@ def _nothing_to_lead_away_from(resolved: Resolved) -> list[str]:
     if settings.negative_prompt is None or settings.guidance_scale != 1:
         return []
     return ["sampling.negative_prompt has no effect at a guidance scale of 1, which turns guidance off"]
+
+
+def _quality_of_nothing(resolved: Resolved) -> list[str]:
+    output = resolved.config.output
+    if output.image_format == "jpg" or resolved.origin("output.quality") == "default":
+        return []
+    return [f"output.quality is of JPEG, and has no effect on {output.image_format}, which keeps every pixel"]
 
 
 def _starts_low(scheduler: SchedulerSettings, timesteps: Sequence[int]) -> list[str]:
@@ -320,6 +343,7 @@ def resolve(
         *_trained_differently(resolved, layer, model),
         *_latents_are_clipped(resolved, model),
         *_nothing_to_lead_away_from(resolved),
+        *_quality_of_nothing(resolved),
     ]
     run = settle(resolved, model, warnings, conditions_follow)
     return with_init(run) if reads_init else run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,34 @@ from ddim_cli.config.layers import Layer
 from ddim_cli.errors import ConfigError, UsageError
 from ddim_cli.models.conditions import Conditioning
 from ddim_cli.sampling.init import Init, named, read_init
-from ddim_cli.sampling.items import Begins, Choices, Item, Kind, Latent, Noise, Shape, Slerp, latent_facts, row_item
+from ddim_cli.sampling.items import (
+    Begins,
+    Choices,
+    GivenLatent,
+    Item,
+    Kind,
+    Latent,
+    Noise,
+    Shape,
+    Slerp,
+    latent_facts,
+    row_item,
+)
 from ddim_cli.sampling.resolve import Run, resolve
 
 if TYPE_CHECKING:
     from ddim_cli.config.rows import Row
-    from ddim_cli.config.schema import Config
+    from ddim_cli.config.schema import Config, SamplingSettings
     from ddim_cli.models.describe import ModelDescription
     from ddim_cli.sampling.pictures import Input
 
 # Settings that a row may have instead, and that hold for those without.
 _OF_A_ROW = ("prompt", "negative_prompt", "classes", "init", "mask", "strength")
+Latents = dict[str, tuple[Latent | GivenLatent, dict[str, Any]]]
 # Names what a row begins from: picture, mask and strength, as it says them or the run does.
 InitKey = tuple[str, str | None, float | None]
+# Reads a picture that rows begin from, as `read_init` does.
+ReadInit = Callable[[Sequence[int], Shape, Path, Path | None, float | None, int], Init]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +58,7 @@ class RowItems(Sequence[Item]):
     numbers: Sequence[int] | np.ndarray
     choices: Choices
     first_seed: int = 0
-    latents: Mapping[str, tuple[Latent, Mapping[str, Any]]] = field(default_factory=dict, repr=False)
+    latents: Latents = field(default_factory=dict, repr=False)
     begins: Begins = field(default_factory=Begins)
     inits: Inits | None = field(default=None, repr=False)
 
@@ -70,9 +85,12 @@ class RowItems(Sequence[Item]):
 
     def of(self, number: int) -> Item:
         """The item of row ``number`` of the file."""
-        row = self.file[number]
+        return self.item(self.file[number], number, self.file.where(number))
+
+    def item(self, row: Row, number: int, where: str) -> Item:
+        """The item of a row of the file as if it were its row ``number``; messages call its place ``where``."""
         name, seed = name_of(row, number), seed_of(row, number, self.first_seed)
-        start: Noise | Slerp | Latent
+        start: Noise | Slerp | Latent | GivenLatent
         facts: dict[str, Any] = {}
         begins = self.begins
         if row.latent is not None:
@@ -92,7 +110,7 @@ class RowItems(Sequence[Item]):
             others.prompt if row.prompt is None else row.prompt,
             others.negative_prompt if row.negative_prompt is None else row.negative_prompt,
         )
-        return row_item(name, f"{name} ({self.file.where(number)})", start, seed, conditioning, facts, begins)
+        return row_item(name, f"{name} ({where})", start, seed, conditioning, facts, begins)
 
     def find(self, name: str) -> int | None:
         """The number of the row of this name, if it is among these."""
@@ -113,11 +131,30 @@ class RowItems(Sequence[Item]):
         found: dict[Kind, int] = {}
         return np.fromiter((found.setdefault(item.kind, len(found)) for item in self), np.int32, len(self))
 
-    def by_kind(self) -> RowItems:
-        """These, those of one kind together: so that batches are full though rows begin at different steps."""
+    def by_kind(self, block: int | None = None) -> RowItems:
+        """These, those of one kind together: so that batches are full though rows begin at different steps.
+
+        With ``block`` only within as many rows of the file, so that those before are all made before the next begin.
+        """
         if self.kinds is None:
             return self
-        return replace(self, numbers=np.asarray(self.numbers, np.int64)[np.argsort(self.kinds, kind="stable")])
+        numbers = np.asarray(self.numbers, np.int64)
+        blocks = np.zeros_like(numbers) if block is None else numbers // block
+        return replace(self, numbers=numbers[np.lexsort((self.kinds, blocks))])
+
+    def take(self, parts: Iterable[range]) -> RowItems:
+        """Those of these positions."""
+        chosen = [np.asarray(self.numbers[part.start : part.stop : part.step], np.int64) for part in parts]
+        return replace(self, numbers=np.concatenate(chosen) if chosen else np.zeros(0, np.int64))
+
+    def between(self, start: int, stop: int) -> list[str]:
+        """The names of the positions from ``start`` to before ``stop``."""
+        return [self.file.name(int(number)) for number in self.numbers[start:stop]]
+
+    def position(self, name: str) -> int | None:
+        """Where the row of a name stands; None for one that is not among these."""
+        number = self.find(name)
+        return None if number is None else int(np.searchsorted(np.asarray(self.numbers), number))
 
     def without(self, numbers: Sequence[int] | np.ndarray) -> RowItems:
         """These without the rows ``numbers``."""
@@ -142,26 +179,50 @@ def rows_of(file: JobFile, run: Run, shape: Shape | None = None) -> tuple[Run, R
 
     ``shape`` (C, H, W) is of a state of a network from outside, where no model tells.
     """
+    settings = run.config.sampling
+    _check_of_use(file, settings)
+    items = items_of(file, run, shape)
+    classes = bool(items.choices.classes) or file.first("class") is not None
+    return _settled(run, classes, nothing_to_lead_away_from(file, settings.guidance_scale)), items
+
+
+def run_of_rows(run: Run) -> Run:
+    """As `rows_of` has the run, of rows that are still to come: each of them by `items_of`."""
+    return _settled(run, not run.model.takes_text and run.model.classes is not None)
+
+
+def _settled(run: Run, classes: bool, warnings: Sequence[str] = ()) -> Run:
+    own = run.config.sampling.model_copy(update=dict.fromkeys(_OF_A_ROW))
+    resolved = replace(run.resolved, config=run.config.model_copy(update={"sampling": own}))
+    warnings = (*run.warnings, *warnings)
+    return replace(run, resolved=resolved, of_rows=True, classes_follow=classes, warnings=warnings, init=None)
+
+
+def items_of(
+    file: JobFile,
+    run: Run,
+    shape: Shape | None = None,
+    read: ReadInit = read_init,
+    latents: Mapping[str, np.ndarray] | None = None,
+) -> RowItems:
+    """The items of rows, each checked by itself. ``run`` and ``shape`` are as of `rows_of`, whose errors it raises.
+
+    ``read`` reads what rows begin from; ``latents`` are those, float32, that a program hands over in place of files, by
+    what rows call them.
+    """
     settings, choices = run.config.sampling, Choices.of(run.config)
     name = "a callable" if run.described is None else run.model.name
     _check_prompts(file, name, run.described is not None and run.model.takes_text, choices)
     _check_classes(file, run.described, choices)
     _check_latents(file, settings.draws_noise, choices)
-    shape_of_pictures = shape or run.model.shape
-    inits = _read_inits(file, run, shape_of_pictures)
+    inits = _read_inits(file, run, shape or run.model.shape, read)
     has_latents = file.first("latent") is not None
-    latents = _read_latents(file, name, shape or run.model.state_shape) if has_latents else {}
-    own = settings.model_copy(update=dict.fromkeys(_OF_A_ROW))
-    resolved = replace(run.resolved, config=run.config.model_copy(update={"sampling": own}))
-    classes = bool(choices.classes) or file.first("class") is not None
-    warnings = [*run.warnings, *_nothing_to_lead_away_from(file, settings.guidance_scale)]
-    settled = replace(run, resolved=resolved, of_rows=True, classes_follow=classes, warnings=tuple(warnings), init=None)
-    return settled, RowItems(
-        file, range(len(file)), choices, settings.seed, latents, Begins(run.begins.variation), inits
-    )
+    found = _read_latents(file, name, shape or run.model.state_shape, latents or {}) if has_latents else {}
+    return RowItems(file, range(len(file)), choices, settings.seed, found, Begins(run.begins.variation), inits)
 
 
-def _nothing_to_lead_away_from(file: JobFile, guidance_scale: float) -> list[str]:
+def nothing_to_lead_away_from(file: JobFile, guidance_scale: float) -> list[str]:
+    """What there is to warn of, where rows have negative prompts."""
     number = file.first("negative_prompt")
     if number is None or guidance_scale != 1:
         return []
@@ -269,14 +330,21 @@ class Inits:
         return None if key is None else self.found[key]
 
 
-def _read_inits(file: JobFile, run: Run, shape: Shape) -> Inits | None:
-    """What rows begin from, None where all begin from noise or latents. Raises ConfigError with file and line."""
-    settings = run.config.sampling
-    _check_inits(file, run)
+def _check_of_use(file: JobFile, settings: SamplingSettings) -> None:
+    """ConfigError for settings about pictures to begin from that are of no use to any row."""
     if settings.init is None and file.first("init") is None:
         for said in ("mask", "strength"):
             if getattr(settings, said) is not None:
                 raise ConfigError(f"sampling.{said} is for rows that begin from a picture, and none does")
+    if settings.resample > 1 and settings.mask is None and file.first("mask") is None:
+        raise ConfigError(f"sampling.resample = {settings.resample} is for rows with a mask, and none has one")
+
+
+def _read_inits(file: JobFile, run: Run, shape: Shape, read: ReadInit) -> Inits | None:
+    """What rows begin from, None where all begin from noise or latents. Raises ConfigError with file and line."""
+    settings = run.config.sampling
+    _check_inits(file, run)
+    if settings.init is None and file.first("init") is None:
         return None
     picture, mask = (None if said is None else str(named(said)) for said in (settings.init, settings.mask))
     inits = Inits(file.folder, (picture, mask, settings.strength))
@@ -286,7 +354,7 @@ def _read_inits(file: JobFile, run: Run, shape: Shape) -> Inits | None:
             if key is None or key in inits.found:
                 continue
             picture, mask, strength = key
-            inits.found[key] = read_init(
+            inits.found[key] = read(
                 run.timesteps, shape, Path(picture), None if mask is None else Path(mask), strength, settings.order
             )
         except UsageError as error:
@@ -309,8 +377,6 @@ def _check_inits(file: JobFile, run: Run) -> None:
         raise ConfigError(
             f"{file.where(number)}: has a latent, and sampling.variation_seed turns the noise of seeds; leave one out"
         )
-    if settings.resample > 1 and settings.mask is None and file.first("mask") is None:
-        raise ConfigError(f"sampling.resample = {settings.resample} is for rows with a mask, and none has one")
     for key, said in (("init", settings.init), ("mask", settings.mask)):
         if inpaints and said is None and (number := file.first(without=(key,))) is not None:
             raise ConfigError(
@@ -318,25 +384,40 @@ def _check_inits(file: JobFile, run: Run) -> None:
             )
 
 
-def _read_latents(file: JobFile, model: str, shape: Shape) -> dict[str, tuple[Latent, dict[str, Any]]]:
-    """The latents that rows name, by the paths that name them. Raises UsageError with file and line."""
-    from ddim_cli.outputs.latents import open_latents
+def _read_latents(file: JobFile, model: str, shape: Shape, given: Mapping[str, np.ndarray]) -> Latents:
+    """The latents that rows name, by the paths that name them, or of ``given``. Raises ConfigError with file, line."""
+    from ddim_cli.outputs.latents import latent_sha256, open_latents
 
-    found: dict[str, tuple[Latent, dict[str, Any]]] = {}
+    found: Latents = {}
     for number in range(len(file)):
         name = file[number].latent
         if name is None or name in found:
             continue
         try:
+            if name in given:
+                found[name] = _checked(given[name], model, shape), {"sha256": latent_sha256(given[name])}
+                continue
             opened = open_latents(file.folder / Path(name).expanduser())
             if len(opened.indices) > 1:
                 raise UsageError(f"{opened.path}: holds {len(opened.indices)} latents, and a row is of one")
-            if opened.shape[-3:] != shape:
-                has, takes = (" x ".join(map(str, s)) for s in (opened.shape[-3:], shape))
-                raise UsageError(f"{opened.path}: is {has} (C x H x W), and {model} takes {takes}")
+            _check_shape(f"{opened.path}:", opened.shape[-3:], model, shape)
             # What a file says of how it came about is not needed any more.
             latent = Latent(replace(opened, record=None), opened.indices[0])
             found[name] = latent, latent_facts(latent)
         except (UsageError, RuntimeError) as error:
             raise ConfigError(f"{file.where(number)}: {error}") from None
     return found
+
+
+def _checked(given: np.ndarray, model: str, shape: Shape) -> GivenLatent:
+    """Raises UsageError for a latent that the model does not take."""
+    _check_shape("its latent", given.shape, model, shape)
+    if not np.isfinite(given).all():
+        raise UsageError("its latent has values that are not finite")
+    return GivenLatent(given)
+
+
+def _check_shape(what: str, found: tuple[int, ...], model: str, shape: Shape) -> None:
+    if found != shape:
+        has, takes = (" x ".join(map(str, s)) or "a number" for s in (found, shape))
+        raise UsageError(f"{what} is {has} (C x H x W), and {model} takes {takes}")

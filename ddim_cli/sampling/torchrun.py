@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ddim_cli.errors import UsageError
-from ddim_cli.sampling.plan import Shard
+from ddim_cli.sampling.plan import OF_ENVIRONMENT, Shard, shard_of_array
 from ddim_cli.sampling.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -87,11 +87,17 @@ def wait_for_others(
     return True
 
 
-def choose_shard(shard: str | None, ranks: Ranks | None) -> Shard:
-    """The part of the plan that this process makes: as --shard says, or as torchrun's rank does. Raises UsageError."""
+def choose_shard(shard: str | None, ranks: Ranks | None, environment: Mapping[str, str] = os.environ) -> Shard:
+    """The part of the plan that this process makes: as --shard says, or as torchrun's rank does.
+
+    ``"env"`` is the rank, ``"env/N"`` the task of a job array. Raises UsageError.
+    """
     if ranks is None:
-        return Shard.parse(shard) if shard is not None else Shard()
-    if shard is not None:
+        if shard is None:
+            return Shard()
+        of_array = shard.strip().startswith(OF_ENVIRONMENT)
+        return shard_of_array(shard, environment) if of_array else Shard.parse(shard)
+    if shard is not None and shard.strip() != OF_ENVIRONMENT:
         raise UsageError(
             f"--shard {shard}: under torchrun each rank is a shard already ({ranks.rank}/{ranks.size} here); leave "
             "--shard out, or start without torchrun"

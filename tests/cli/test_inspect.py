@@ -152,7 +152,7 @@ def test_a_picture_that_was_changed_says_so(ddim, made):
     assert "pixels: changed since" in result.stdout
     assert "it was changed since" in result.stderr
     (made / "000000.png").unlink()
-    assert "the PNG is not there" in ddim("inspect", made / "000000.json").stdout
+    assert "the picture is not there" in ddim("inspect", made / "000000.json").stdout
 
 
 def test_files_that_say_nothing_of_a_picture(ddim, made, tmp_path):

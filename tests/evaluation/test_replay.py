@@ -191,7 +191,7 @@ def test_without_its_png_a_hash_decides_or_nobody_can_tell(ddim, made):
     edit(made / "000002.json", "image", pixels_sha256="0" * 64)
     edit(made / "000002.json", "runtime", device_name="another")
     result = ddim("replay", made / "000002.json", "--check")
-    assert (result.exit_code, "its PNG is not there" in result.stdout) == (3, True)
+    assert (result.exit_code, "its picture is not there" in result.stdout) == (3, True)
 
 
 def test_a_lower_precision_is_held_to_the_median(ddim, made, monkeypatch):
