@@ -18,7 +18,9 @@ from ddim_cli.models.hashing import joint_sha256
 from ddim_cli.models.hub import is_hub_id, open_repository
 from ddim_cli.models.latent import Latents, checked_latent_network, find_latents, pipeline_scheduler
 from ddim_cli.models.networks import NETWORK_CLASS, TEXT_NETWORK_CLASS, checked_network, is_for_inpainting
+from ddim_cli.models.objects import StoredFiles, ask_for, list_model, open_model
 from ddim_cli.models.parts import Files, LocalFiles, Stored, read_json, stored_weights
+from ddim_cli.stores.objects import is_url
 
 BUNDLED = Path(__file__).parent / "bundled"
 CHECKPOINT_ENDINGS = (".ckpt", ".pth", ".pt", ".bin")
@@ -31,11 +33,12 @@ class ModelDescription(Stored):
     """What is known of a model without reading its weights.
 
     ``kind`` is bundled, directory, hub, checkpoint (of the original code) or file (one safetensors
-    file); ``network`` the UNet's config; ``latents`` what makes pictures of a latent model's states, and texts its
-    conditions, None of a model in pixel space; ``scheduler`` the DDIM keys of the scheduler that came with
-    it, or None; ``unused_scheduler_keys`` those of its keys that DDIM has no use for; ``where`` its
-    place, for messages; ``notes`` what a user should be told; ``announce_weights`` gives sha256 and number of
-    elements of weights that are not here yet, or None. ``weights`` and ``parameters`` are the network's alone.
+    file), also where ``source`` is a URL; ``network`` the UNet's config; ``latents`` what makes pictures of a
+    latent model's states, and texts its conditions, None of a model in pixel space; ``scheduler`` the DDIM keys
+    of the scheduler that came with it, or None; ``unused_scheduler_keys`` those of its keys that DDIM has no use
+    for; ``where`` its place, for messages; ``notes`` what a user should be told; ``announce_weights`` gives sha256
+    and number of elements of weights that are not here yet, or None. ``weights`` and ``parameters`` are the
+    network's alone.
     """
 
     source: str
@@ -213,6 +216,49 @@ def _from_hub(settings: ModelSettings, cached_only: bool) -> ModelDescription:
     return replace(found, revision=repository.commit)
 
 
+def _from_store(settings: ModelSettings, cached_only: bool) -> ModelDescription:
+    """A model in an object store: a weights file with what lies beside it, or a directory."""
+    url = open_model(settings.source)
+    where = str(url)
+    if url.suffix in (".safetensors", *CHECKPOINT_ENDINGS):
+        folder = url.parent
+        root, prefix = (folder.parent, f"{folder.name}/") if folder.key else (folder, "")
+        beside = [prefix + name for name in _names_beside(url.suffix)]
+        tree = ask_for(root, [prefix + url.name, *beside, f"scheduler/{SCHEDULER}"], cached_only)
+        if prefix + url.name in tree.files:
+            return _noted(_from_stored_file(tree, prefix + url.name, settings), tree, cached_only)
+    tree = list_model(url, cached_only)
+    if not tree.files:
+        raise ModelError(f"{where}: there is no such object, and nothing below it")
+    found = _from_tree(tree, settings, "directory", url.name or url.bucket, where, lambda file: f"{where}/{file}")
+    return _noted(found, tree, cached_only)
+
+
+def _names_beside(suffix: str) -> tuple[str, ...]:
+    """What a weights file of this ending is read with, where it is there."""
+    diffusers, original = ("config.json", SCHEDULER), ("config.yml", "config.yaml")
+    return diffusers if suffix == ".safetensors" else (*diffusers, *original) if suffix == ".bin" else original
+
+
+def _from_stored_file(tree: StoredFiles, file: str, settings: ModelSettings) -> ModelDescription:
+    """Of a single file all that is known lies in it or beside it."""
+    for name in tree.files:
+        tree.fetch(name)
+    place, where = tree.folder / file, f"{tree.root}/{file}"
+    try:
+        return replace(_from_file(place, settings), where=where)
+    except ModelError as error:
+        # Where it is kept is no place that anybody named.
+        raise ModelError(str(error).replace(str(tree.folder), str(tree.root))) from None
+
+
+def _noted(model: ModelDescription, tree: StoredFiles, cached_only: bool) -> ModelDescription:
+    if not tree.offline or cached_only:
+        return model
+    note = f"{model.where}: the store cannot be reached; the model is taken as it was when it last could"
+    return replace(model, notes=(*model.notes, note))
+
+
 def _beside(path: Path, *names: str) -> Path | None:
     return next((path.parent / name for name in names if (path.parent / name).is_file()), None)
 
@@ -300,6 +346,8 @@ def _from_file(path: Path, settings: ModelSettings) -> ModelDescription:
 
 def _find(settings: ModelSettings, cached_only: bool) -> ModelDescription:
     source = settings.source
+    if is_url(source):
+        return _from_store(settings, cached_only)
     if source in bundled_names():
         return _from_directory(BUNDLED / source, settings, "bundled")
     try:
@@ -315,7 +363,8 @@ def _find(settings: ModelSettings, cached_only: bool) -> ModelDescription:
         return _from_hub(settings, cached_only)
     raise ModelError(
         f"model {source!r} not found: it is neither a directory or file, nor a bundled model "
-        f"({', '.join(bundled_names())}), nor a Hub id (OWNER/NAME){nearest(source, bundled_names())}"
+        f"({', '.join(bundled_names())}), nor a Hub id (OWNER/NAME), nor a URL (s3://BUCKET/NAME)"
+        f"{nearest(source, bundled_names())}"
     )
 
 
@@ -324,7 +373,7 @@ def describe_model(settings: ModelSettings, cached_only: bool = False) -> ModelD
 
     Args:
         settings: the section [model].
-        cached_only: of a model on the Hub, take what the cache has, and ask nobody.
+        cached_only: of a model on the Hub or in an object store, take what the cache has, and ask nobody.
 
     Raises:
         ModelError: where there is none, or it is not a model this tool can sample from.

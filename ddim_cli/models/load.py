@@ -269,7 +269,8 @@ def load_model(
     """Load a model from wherever ``ddim sample --model`` takes one.
 
     Args:
-        source: a bundled name, a diffusers directory, a checkpoint or safetensors file, or a Hub id.
+        source: a bundled name, a diffusers directory, a checkpoint or safetensors file, either of these by its URL
+            (s3://...), or a Hub id.
         device: where the weights go: cpu, cuda, cuda:N, mps, or auto, which means what runtime.device = "auto" does.
         dtype: what they are converted to: float32, bfloat16, float16, float64, or auto, as runtime.dtype has it.
         settings: other keys of [model]: revision, variant, subfolder, ema, image_size, null_class.

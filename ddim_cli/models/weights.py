@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -122,20 +122,24 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 def safetensors_header(path: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file: name -> dtype, shape, offsets; __metadata__. Raises ModelError."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as stream:
-            start = stream.read(8)
-            if start == b"version ":
-                raise ValueError("it is a Git LFS pointer, not the file itself")
-            length = int.from_bytes(start, "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"its header would be {length} bytes long")
-            header = json.loads(stream.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
-        return header
+            return header_of(stream, path.stat().st_size)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not a whole safetensors file: {error}") from None
+
+
+def header_of(stream: BinaryIO, size: int) -> dict[str, Any]:
+    """As `safetensors_header`, of the start of a file of ``size`` bytes. Raises ValueError."""
+    start = stream.read(8)
+    if start == b"version ":
+        raise ValueError("it is a Git LFS pointer, not the file itself")
+    length = int.from_bytes(start, "little")
+    if not 2 <= length <= size - 8:
+        raise ValueError(f"its header would be {length} bytes long")
+    header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
 def count_elements(header: Mapping[str, Any], path: Path) -> int:
