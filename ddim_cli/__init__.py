@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "DDIMScheduler": "ddim_cli.schedulers.ddim",
+    "Sampler": "ddim_cli.sampling.engine",
     "edit": "ddim_cli.experiments.edit",
     "interpolate": "ddim_cli.experiments.interpolate",
     "invert": "ddim_cli.experiments.invert",
@@ -20,7 +21,7 @@ _EXPORTS = {
     "sweep": "ddim_cli.experiments.sweep",
 }
 
-__all__ = ["DDIMScheduler", "__version__", "edit", "interpolate", "invert", "load_model", "sample", "sweep"]
+__all__ = ["DDIMScheduler", "Sampler", "__version__", "edit", "interpolate", "invert", "load_model", "sample", "sweep"]
 
 
 def __getattr__(name: str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,24 +16,16 @@ from ddim_cli.config.layers import Settings, layers_of, merge
 from ddim_cli.config.schema import RuntimeSettings
 from ddim_cli.errors import UsageError
 from ddim_cli.models.device import choose_device, choose_dtype
-from ddim_cli.models.load import LoadedModel, SamplingNetwork, as_sampling_network
-from ddim_cli.models.text import check_installed
+from ddim_cli.models.load import LoadedModel
 from ddim_cli.outputs.picture import to_image
-from ddim_cli.outputs.sidecar import describe_picture
 from ddim_cli.sampling.items import Item, SeedItems
-from ddim_cli.sampling.job import most_alike, network_target, rows_an_image
-from ddim_cli.sampling.loop import Denoiser, Picture, run_batches
-from ddim_cli.sampling.network import Network, Networks, Use
-from ddim_cli.sampling.outside import check_outside, guarded
-from ddim_cli.sampling.precision import choose_batch_size, halve_to_fit, runtime_record, tf32
-from ddim_cli.sampling.record import item_record, make_record
-from ddim_cli.sampling.reporter import Reporter
+from ddim_cli.sampling.job import most_alike
+from ddim_cli.sampling.network import Network
+from ddim_cli.sampling.opened import OpenRun, open_run
+from ddim_cli.sampling.outside import check_outside
 from ddim_cli.sampling.resolve import resolve, settle, with_init, without_refinement
-from ddim_cli.sampling.rows import RowItems, rows_of
-from ddim_cli.sampling.sampler import make_sampler
+from ddim_cli.sampling.rows import rows_of
 
-# Of rows that cannot all share batches: enough for most batches to be full, few enough to wait for.
-BATCHES_AT_A_TIME = 16
 Model = LoadedModel | nn.Module | Network
 
 
@@ -162,58 +153,22 @@ def sample(
             f"sample: shape is for a callable; {run.model.name} makes pictures of {channels} x {height} x {width}, "
             "and model.image_size chooses another size"
         )
+    given = loaded if loaded is not None else outside
     device, dtype = _place(run.config.runtime, loaded.network if loaded is not None else outside)
     shape = None if outside is None else _shape(outside, shape)
-    if outside is None and run.model.takes_text:
-        check_installed()
-    allowed = run.config.runtime.tf32
-    batch_size = choose_batch_size(run.config.sampling.batch_size, most_alike(plan), run.described, device, dtype)
-    batch_size = halve_to_fit(batch_size, run.described, device, dtype, rows_an_image(run))
-    network: SamplingNetwork | Network
-    compiled = False
-    warned: list[str] = []
-    with tf32(allowed):
-        if loaded is not None:
-            network = as_sampling_network(loaded)
-        elif outside is not None:
-            network = guarded(outside)
-        else:
-            calls = -(-len(plan) // batch_size) * len(run.timesteps)
-            use = Use(network_target(run, device, dtype, batch_size), run.config.runtime.compile, calls)
-            network, compiled = Networks().load(use, Reporter())
-        sampler = make_sampler(run, network, device, dtype, shape, warn=warned.append)
-    denoiser = Denoiser(sampler, on_slower=lambda what, why: warned.append(f"{what}: {why}"))
-    record = make_record(run, runtime_record(run.config.runtime, device, dtype, batch_size, compiled), outside)
-    return _samples(_in_order(denoiser, plan, batch_size), record, allowed, warned)
+    return _samples(open_run(run, device, dtype, most_alike(plan), len(plan), given, shape), plan)
 
 
-def _in_order(denoiser: Denoiser, plan: Sequence[Item], batch_size: int) -> Iterator[list[Picture]]:
-    """The pictures of a plan in its order. Rows of several kinds are sampled by kind, some batches at a time."""
-    if not isinstance(plan, RowItems) or plan.kinds is None:
-        yield from run_batches(denoiser, plan, batch_size)
-        return
-    for start in range(0, len(plan), BATCHES_AT_A_TIME * batch_size):
-        part = plan[start : start + BATCHES_AT_A_TIME * batch_size]
-        places = {item.name: place for place, item in enumerate(part)}
-        pictures = [picture for batch in run_batches(denoiser, part.by_kind(), batch_size) for picture in batch]
-        yield sorted(pictures, key=lambda picture: places[picture.item.name])
-
-
-def _samples(
-    batches: Iterator[list[Picture]], record: Mapping[str, Any], allowed: bool, warned: list[str]
-) -> Iterator[Sample]:
+def _samples(opened: OpenRun, plan: Sequence[Item]) -> Iterator[Sample]:
+    batches = opened.batches(plan)
     while True:
-        # Around a batch and not around all: between two pictures the caller's program runs.
-        with tf32(allowed):
-            pictures = next(batches, None)
-        while warned:
-            warnings.warn(warned.pop(), stacklevel=2)
+        pictures = next(batches, None)
+        while opened.warned:
+            warnings.warn(opened.warned.pop(), stacklevel=2)
         if pictures is None:
             return
         for picture in pictures:
-            item, pixels, x0 = picture.item, picture.pixels, picture.x0
-            assert x0 is not None
-            said = item_record(record, item, picture.known)
+            assert picture.x0 is not None
             # A clone outside inference mode is an ordinary tensor.
-            metadata = copy.deepcopy(describe_picture(said, item.seed, pixels, picture.batch_size))
-            yield Sample(item.seed, to_image(pixels), x0.clone(), metadata)
+            x0 = picture.x0.clone()
+            yield Sample(picture.item.seed, to_image(picture.pixels), x0, opened.describe(picture))
