@@ -53,7 +53,7 @@ class CommandEntry:
 
 # In the order in which --help lists them. Only the one that runs is imported.
 COMMANDS = {
-    "sample": CommandEntry("sample", "sample", "Sample images: PNGs, sidecars, a contact sheet."),
+    "sample": CommandEntry("sample", "sample", "Sample images: pictures, sidecars, a contact sheet."),
     "replay": CommandEntry("replay", "replay", "Make pictures again from what they say of themselves."),
     "verify": CommandEntry("verify", "verify", "Check an output folder: nothing missing, nothing changed."),
     "compare": CommandEntry("compare", "compare", "Compare a folder with golden pictures, for CI."),
@@ -65,7 +65,7 @@ COMMANDS = {
     "evaluate": CommandEntry("evaluate", "evaluate", "Score pictures against a reference: FID, KID and their like."),
     "report": CommandEntry("report", "report_page", "Show the pictures of a folder or a sweep as a page."),
     "schedule": CommandEntry("schedule", "schedule", "Print or plot the timestep grid and its coefficients."),
-    "inspect": CommandEntry("inspect", "inspect", "Say what a model is, or how a PNG was made."),
+    "inspect": CommandEntry("inspect", "inspect", "Say what a model is, or how a picture was made."),
     "convert": CommandEntry("convert", "convert", "Write any model as a diffusers directory."),
     "bench": CommandEntry("bench", "bench", "Measure images per second, beside diffusers on the same model."),
     "compile": CommandEntry("compile", "compile_network", "Build and keep the compiled network that sample will use."),

@@ -168,6 +168,33 @@ class RunProgress(Reporter):
             self._status = None
 
 
+class StreamProgress(RunProgress):
+    """Shows a run whose rows come one by one: what it is ready for, and now and then how many pictures there are."""
+
+    def __init__(self, label: str, verbose: bool = False) -> None:
+        super().__init__(verbose)
+        self._label = label
+
+    def started(self, job: Job, product: Product, todo: int) -> None:
+        self._clear_status()
+        self._begin()
+        runtime = job.record["runtime"]
+        compiled = ", compiled" if runtime["compile"] else ""
+        console.say(
+            f"{job.run.model.name}: ready for the rows of {self._label}, in batches of {job.batch_size}, {_steps(job)} "
+            f"each, on {runtime['device']} in {runtime['dtype']}{compiled}; into {job.folder.path}"
+        )
+
+    def step(self, done: int) -> None:
+        pass
+
+    def batch(self, images: int) -> None:
+        self._made += images
+        if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            console.say(f"{counted(self._made, 'image')} so far")
+
+
 class SweepProgress(RunProgress):
     """Shows a sweep: one bar, and one estimate of the time left, for all of its cells."""
 

@@ -12,6 +12,7 @@ from ddim_cli.cli import console, panels
 from ddim_cli.cli.jobs import Outcome, run_job, say_conversions, show_done
 from ddim_cli.cli.options import OF_INVERSION, Layers, RunOptions, option, with_settings
 from ddim_cli.cli.show import check_show, show_pictures
+from ddim_cli.cli.stream import check_stream, sample_stream
 
 if TYPE_CHECKING:
     from ddim_cli.sampling.job import Job
@@ -46,9 +47,25 @@ def sample(
             metavar="FILE",
         ),
     ] = None,
+    jsonl: Annotated[
+        bool,
+        option(
+            "Sample the rows of --items as they come, and answer each with a line of JSON on stdout.",
+            "Sampling",
+            "--jsonl",
+        ),
+    ] = False,
+    max_wait: Annotated[
+        float | None,
+        option(
+            "Seconds that a row may wait until its batch is whole, with --jsonl; 0: none [0.1].",
+            "Sampling",
+            metavar="SECONDS",
+        ),
+    ] = None,
 ) -> None:
     """
-    Sample images: a PNG and a JSON sidecar each, and a contact sheet.
+    Sample images: a picture and a JSON sidecar each, and a contact sheet.
 
     The same command goes on where it was stopped, and does nothing where all is done.
 
@@ -59,15 +76,19 @@ def sample(
     ddim sample -n 64 --seed 1000 --steps 20 --spacing trailing -o out
     ddim sample -m path/to/model -c run.toml --dtype bfloat16 --json
     ddim sample -c configs/smoke.toml --dry-run
+    ddim sample --items - --jsonl -o out
     ddim sample --latents inverted/picture.latent.safetensors
     ddim sample --init photo.png --strength 0.6
     ddim sample --items jobs.jsonl -o out
+    ddim sample -n 1000 --image-format webp -o out
     torchrun --nproc-per-node=8 -m ddim_cli sample --seeds 0-49999 --subdirs -o out
     """
     from ddim_cli.errors import UsageError
 
     # A shell gives --latents *.safetensors as one value and arguments.
     more = more_latents or []
+    if jsonl or max_wait is not None:
+        check_stream(jsonl, max_wait, items, options, {"--show": show, "--npz": npz is not None})
     if show:
         check_show(options.json)
     if more and not latents:
@@ -76,6 +97,9 @@ def sample(
         raise UsageError(
             "--items says which images there are, and so does --latents; a row can have a latent of its own"
         )
+    if items is not None and jsonl:
+        sample_stream(layers, items, options, max_wait)
+        return
     if items is not None:
         outcome = sample_rows(layers, items, options, npz)
     elif latents:
