@@ -80,6 +80,10 @@ class OutputFolder(PairFolder):
         # What is there is looked at, not what is asked for: a plan may have millions.
         return seeds.without({s for s, paths in there.items() if s in seeds and self.is_done(s, settings, paths)})
 
+    def left(self, seeds: Sequence[int], settings: Mapping[str, Any]) -> Seeds:
+        """Those of ``seeds`` that others have still to make. Raises as `missing`."""
+        return self.missing(seeds, settings)
+
     @property
     def items(self) -> Place:
         """The plan of a job file's rows; see `row_plan`."""

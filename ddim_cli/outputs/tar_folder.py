@@ -20,6 +20,7 @@ import numpy as np
 from ddim_cli.config.seeds import Seeds, in_order
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import claimed_file
+from ddim_cli.outputs.figures import shortened
 from ddim_cli.outputs.files import File, Member, Place, find_member, forget, is_here, members_in, sizes_in
 from ddim_cli.outputs.folder import RUN_SCHEMA, OutputFolder, layout_of
 from ddim_cli.outputs.open_shard import SPOOL, OpenShard, found_in, remove_shard, spool_path
@@ -91,10 +92,11 @@ class TarFolder(OutputFolder):
             if index is not None and sizes[shard_name(index.number)] == index.length:
                 yield index
 
-    def keys(self) -> Iterator[str]:
-        """The names of the pictures that are there: those of whole shards, and of spools that nobody writes."""
+    def keys(self, begun: bool = True) -> Iterator[str]:
+        """The names of the pictures that are there: those of whole shards, and where shards that were ``begun`` count,
+        of spools that nobody writes."""
         yield from chain.from_iterable(index.keys for index in self.finished())
-        for number in self._spools():
+        for number in self._spools() if begun else ():
             with _left_over(self._spool(number)) as stream:
                 if stream is not None:
                     yield from (entry.key for entry, _ in found_in(stream, self.coding.ending, self._is_ours))
@@ -114,10 +116,15 @@ class TarFolder(OutputFolder):
         return first_difference(run_identity(sidecar), self.settings) is None
 
     def missing(self, seeds: Sequence[int], settings: Mapping[str, Any]) -> Seeds:
-        seeds = Seeds.of(seeds)
+        return self._without(Seeds.of(seeds), begun=True)
+
+    def left(self, seeds: Sequence[int], settings: Mapping[str, Any]) -> Seeds:
+        return self._without(Seeds.of(seeds), begun=False)
+
+    def _without(self, seeds: Seeds, begun: bool) -> Seeds:
         if not seeds:
             return seeds
-        there = {seed for key in self.keys() if key.isdecimal() and (seed := int(key)) in seeds}
+        there = {seed for key in self.keys(begun) if key.isdecimal() and (seed := int(key)) in seeds}
         return seeds.without(there)
 
     def count(self) -> int:
@@ -187,9 +194,9 @@ class TarFolder(OutputFolder):
         seeds = Seeds.of(seeds)
         if planned[:few] != seeds[:few]:
             raise UsageError(
-                f"output folder {self.path}: has shards of the seeds {in_order(planned)}, and a plan in shards can "
-                "only grow at its end; begin with those seeds, choose another folder with --out, or replace what is "
-                "there with --overwrite"
+                f"output folder {self.path}: has shards of the seeds {shortened(in_order(planned), 60)}, and a plan in "
+                "shards can only grow at its end; begin with those seeds, choose another folder with --out, or replace "
+                "what is there with --overwrite"
             )
         return seeds if len(seeds) > len(planned) else planned
 

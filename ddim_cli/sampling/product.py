@@ -181,7 +181,7 @@ class SeedPictures(Product):
         folder, planned, grid = job.folder, job.folder.planned(), job.run.config.output.grid
         # A plan no longer than this run's own is all of it.
         rest = planned.without(set(seeds_of(job.items))) if len(planned) > len(job.items) else Seeds(())
-        left = folder.missing(rest, job.identity)
+        left = folder.left(rest, job.identity)
         if not left:
             folder.finish(made, seconds, grid, planned)
         sheet = folder.grid if grid and folder.grid.exists() else None

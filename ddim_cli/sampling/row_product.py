@@ -105,9 +105,15 @@ class RowPictures(Product):
         own = own_record(item, job.record["sampling"])
         return {**job.identity, **row_settings({**own, "seed": own[ROW]["seed"]})}
 
-    def _missing_in_shards(self, job: Job, folder: TarFolder, items: RowItems) -> RowItems:
+    def _left(self, job: Job, items: Sequence[Item]) -> Sequence[Item]:
+        """Those of ``items`` that others have still to make."""
+        if isinstance(job.folder, TarFolder) and isinstance(items, RowItems):
+            return self._missing_in_shards(job, job.folder, items, begun=False)
+        return self.missing(job, items)
+
+    def _missing_in_shards(self, job: Job, folder: TarFolder, items: RowItems, begun: bool = True) -> RowItems:
         """As `missing`, by the plan: a shard is of its positions, so that the pictures in it need not be read."""
-        names = list(folder.keys())
+        names = list(folder.keys(begun))
         if names:
             check_grows(job, folder)
         numbers = (items.find(name) for name in names)
@@ -145,7 +151,7 @@ class RowPictures(Product):
         folder, grid, plan = job.folder, job.run.config.output.grid, RowPlan(job.folder)
         version, left = plan.version, 0
         if job.shard.count > 1:
-            left = len(self.missing(job, _others(job)))
+            left = len(self._left(job, _others(job)))
         more = self._left_of_others(job, plan) if len(plan) > len(job.plan) else 0
         if not left and not more:
             plan.finish(made, seconds, grid, version)

@@ -346,3 +346,21 @@ def test_a_latent_has_no_place_in_shards(ddim, sample, tmp_path):
     result = sample("--latents", "mine.safetensors", plan=())
     assert result.exit_code == 2
     assert "--format tar" in result.stderr
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_a_shard_that_is_only_begun_is_left_for_others(sample, tmp_path, rows):
+    """Another part has written all of its pictures, and was killed before it could put them into place."""
+    plan = ("-n", 15)
+    if rows:
+        (tmp_path / "jobs.jsonl").write_text("".join(f'{{"name": "row {n}"}}\n' for n in range(15)))
+        plan = ("--items", "jobs.jsonl")
+    assert sample(plan=plan, to="whole").exit_code == 0
+    assert sample("--shard", "0/2", plan=plan).exit_code == 0
+    out = tmp_path / "out"
+    (out / "000000.tar").replace(out / ".000000.tar.spool")
+    (out / "000000.index.json").unlink()
+    # Whoever comes next puts it there.
+    told = json.loads(sample("--shard", "1/2", "--json", plan=plan).stdout)
+    assert (told["made"], told["finished"]) == (5, True)
+    assert tars(out) == tars(tmp_path / "whole")
