@@ -27,6 +27,10 @@ class Line(NamedTuple):
     came: float
 
 
+# Of the thread that takes lines, in seconds: a signal that another thread was given is seen when it wakes.
+LONGEST_SLEEP = 0.5
+
+
 class Inbox:
     """The lines of ``stream``, which messages call ``label``. A last line may lack its end."""
 
@@ -44,8 +48,11 @@ class Inbox:
         """The next line; None where there is none ``until`` then (`time.monotonic`; by default however long it takes),
         behind the last one, and after `wake`. Raises RunError where the stream cannot be read."""
         with self._changed:
-            seconds = None if until is None else max(0.0, until - time.monotonic())
-            self._changed.wait_for(lambda: self._lines or self._ended or self._woken, seconds)
+            while not (self._lines or self._ended or self._woken):
+                left = LONGEST_SLEEP if until is None else min(LONGEST_SLEEP, until - time.monotonic())
+                if left <= 0:
+                    break
+                self._changed.wait(left)
             self._woken = False
             if self._lines:
                 line = self._lines.popleft()
