@@ -79,6 +79,7 @@ def test_the_slurm_array_and_its_parts_agree():
     assert SLURM.rindex("#SBATCH") < SLURM.index("set -euo")
 
 
+@pytest.mark.slow
 def test_the_slurm_script_makes_the_part_of_its_task(shell, tiny_model, tmp_path):
     """What is added to it wins over what it says. Here a shard has two pictures, not a thousand."""
     (tmp_path / "slurm.sh").write_text(small(SLURM))

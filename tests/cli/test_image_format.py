@@ -155,6 +155,7 @@ def test_latents(ddim, tiny_model, tmp_path):
     assert "photo.latent.webp: is missing" in ddim("verify", "out").stdout
 
 
+@pytest.mark.slow
 def test_pictures_begin_from_a_webp_as_from_a_png(ddim, tmp_path):
     """A grey one too, which WebP has no mode for."""
     for name in ("png", "webp"):
@@ -246,6 +247,7 @@ def test_other_commands_write_pngs_and_say_so(ddim, tiny_model, tmp_path, comman
     assert ddim(*command.split(), "-m", tiny_model, "--image-format", "webp").exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["webp", "jpg"])
 def test_other_tools_find_the_prompt(ddim, tiny_text_model, tmp_path, name):
     command = ("sample", "-m", tiny_text_model, *PLAIN, "-n", 1, "--image-format", name, "--prompt", "семь")

@@ -158,6 +158,7 @@ def test_who_asks_nobody(ddim, s3, stored, tmp_path):
     assert s3.faults.count() == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_no_weights_whose_sha256_the_store_keeps(ddim, s3, stored, cache):
     from ddim_cli.stores.objects import open_url
 
@@ -178,6 +179,7 @@ def test_a_dry_run_reads_no_weights_whose_sha256_the_store_keeps(ddim, s3, store
     assert {key: plan["model"][key] for key in made} == made
 
 
+@pytest.mark.slow
 def test_a_weights_file_with_what_lies_beside_it(ddim, s3, stored, tiny_model, tmp_path):
     url = f"{URL}/{WEIGHTS}"
     result = ddim("sample", "-m", url, *SHORT, "-o", "file")

@@ -28,6 +28,7 @@ def pixels(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name.endswith((".png", ".tar", ".index.json"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [(), TAR], ids=["files", "tar"])
 def test_what_is_there_is_what_a_folder_has(sample, s3, tmp_path, kind):
     assert sample(kind=kind).exit_code == 0
@@ -205,6 +206,7 @@ def test_a_store_that_is_gone_while_it_is_read(sample, ddim, s3):
     assert f"{s3.url('bucket', 'run')}: the connection broke off, 6 times" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_for_a_moment_is_waited_for(sample, s3, monkeypatch):
     monkeypatch.setenv("DDIM_STORE_WAIT", "0.1")
     with s3.refusing(seconds=0.5):

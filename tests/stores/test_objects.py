@@ -186,6 +186,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_what_is_transient_is_asked_for_again(s3, run, kind, monkeypatch):
     if kind in ("slow", "stall"):
@@ -220,6 +221,7 @@ def test_statuses_that_pass(s3, run, status):
     assert s3.faults.count("PUT") == 3
 
 
+@pytest.mark.slow
 def test_refused_connections(s3, run):
     (run / "x").write_bytes(b"123")
     with s3.refusing(0.2):
@@ -266,6 +268,7 @@ def test_tries_end(s3, run, kind, words):
     assert re.fullmatch(f"s3://bucket/run: {words}", str(said.value))
 
 
+@pytest.mark.slow
 def test_slow_answers_end(s3, run, monkeypatch):
     monkeypatch.setenv("DDIM_STORE_TIMEOUT", "0.2")
     monkeypatch.setattr(objects, "TRIES", 2)
@@ -369,6 +372,7 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(objects, "PIECE", 1 << 20)
 
 
+@pytest.mark.slow
 def test_parts_that_fail_are_sent_again(s3, run, small_pieces):
     data = random.Random(0).randbytes(5 << 20)
     for kind in ("reset", "cut request", "lost", "status"):

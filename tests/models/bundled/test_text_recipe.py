@@ -53,6 +53,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return {f"{part}.{k}": t for part, file in PARTS.items() for k, t in load_file(directory / part / file).items()}
 
 
+@pytest.mark.slow
 def test_logs_say_how_it_goes(trained):
     for name in ("autoencoder", "denoiser"):
         lines = [json.loads(line) for line in (trained / "work" / f"{name}.jsonl").read_text().splitlines()]
@@ -60,6 +61,7 @@ def test_logs_say_how_it_goes(trained):
         assert all(np.isfinite(line["test_loss"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_diffusers_samples_from_what_it_exports(trained):
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "exported")
     pipeline.set_progress_bar_config(disable=True)
@@ -68,12 +70,14 @@ def test_diffusers_samples_from_what_it_exports(trained):
     assert np.isfinite(images).all()
 
 
+@pytest.mark.slow
 def test_weights_are_half_precision_and_computed_with_in_single(trained):
     assert {t.dtype for t in weights(trained / "exported").values()} == {torch.float16}
     pipeline = StableDiffusionPipeline.from_pretrained(trained / "exported")
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_text_encoder_has_the_names_of_every_transformers(trained):
     """Up to 5.5 they begin with text_model; later ones read such files too, and all of them."""
     stored = load_file(trained / "exported" / "text_encoder" / PARTS["text_encoder"])
