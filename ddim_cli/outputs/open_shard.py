@@ -22,7 +22,6 @@ from ddim_cli.outputs.shards import (
     TAR,
     Entry,
     Index,
-    Pair,
     index_name,
     member,
     pairs_in,
@@ -44,7 +43,19 @@ def spool_path(folder: Path, number: int) -> Path:
     return folder / f".{shard_name(number)}{SPOOL}"
 
 
-def found_in(stream: BinaryIO, ending: str, is_ours: IsOurs) -> Iterator[tuple[Entry, Pair]]:
+def laid_out(
+    key: str, ending: str, picture: bytes, sidecar: bytes, pixels_sha256: str, start: int
+) -> tuple[bytes, Entry]:
+    """The members of a pair, and where they lie in a tar whose byte ``start`` they begin at."""
+    head, *content = member(key + ending, picture)
+    offset = start + len(head)
+    head_of_sidecar, *more = member(f"{key}.json", sidecar)
+    json_offset = offset + sum(map(len, content)) + len(head_of_sidecar)
+    data = b"".join((head, *content, head_of_sidecar, *more))
+    return data, Entry(key, offset, len(picture), json_offset, len(sidecar), pixels_sha256)
+
+
+def found_in(stream: BinaryIO, ending: str, is_ours: IsOurs) -> Iterator[Entry]:
     """The pairs of a spool from its beginning, as far as they are whole, and of this run."""
     try:
         for pair in pairs_in(stream):
@@ -53,7 +64,7 @@ def found_in(stream: BinaryIO, ending: str, is_ours: IsOurs) -> Iterator[tuple[E
                 return
             sha256 = sidecar["image"]["pixels_sha256"]
             sizes = (pair.offset, len(pair.picture), pair.json_offset, len(pair.sidecar))
-            yield Entry(pair.key, *sizes, sha256), pair
+            yield Entry(pair.key, *sizes, sha256)
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         # What is torn is made anew.
         return
@@ -103,7 +114,7 @@ class OpenShard:
         wanted = set(self._keys)
         if self._spool_path is not None:
             self._spool.seek(0)
-            for entry, _ in found_in(self._spool, self._ending, is_ours):
+            for entry in found_in(self._spool, self._ending, is_ours):
                 if entry.key not in wanted:
                     break
                 self._entries[entry.key] = entry
@@ -130,7 +141,7 @@ class OpenShard:
 
     @property
     def is_complete(self) -> bool:
-        return len(self._entries) + len(self._waiting) == len(self._keys)
+        return self.images == len(self._keys)
 
     @property
     def images(self) -> int:
@@ -154,14 +165,9 @@ class OpenShard:
         self._skip()
 
     def _append(self, key: str) -> None:
-        picture, sidecar, pixels_sha256 = self._waiting[key]
-        parts = member(key + self._ending, picture)
-        offset = self._end + len(parts[0])
-        more = member(f"{key}.json", sidecar)
-        json_offset = offset + len(parts[1]) + len(parts[2]) + len(more[0])
-        self._spool.write(b"".join((*parts, *more)))
+        data, entry = laid_out(key, self._ending, *self._waiting[key], self._end)
+        self._spool.write(data)
         del self._waiting[key]
-        entry = Entry(key, offset, len(picture), json_offset, len(sidecar), pixels_sha256)
         self._entries[key], self._end = entry, entry.end
 
     def keep(self) -> None:
@@ -194,13 +200,11 @@ class OpenShard:
             self._spool.seek(entry.offset)
             picture = self._spool.read(entry.bytes)
             self._spool.seek(entry.json_offset)
-            parts = member(entry.key + self._ending, picture)
-            more = member(f"{entry.key}.json", self._spool.read(entry.json_bytes))
-            to.write(b"".join((*parts, *more)))
-            offset = end + len(parts[0])
-            json_offset = offset + len(parts[1]) + len(parts[2]) + len(more[0])
-            found.append(entry._replace(offset=offset, json_offset=json_offset))
-            end = found[-1].end
+            sidecar = self._spool.read(entry.json_bytes)
+            data, moved = laid_out(entry.key, self._ending, picture, sidecar, entry.pixels_sha256, end)
+            to.write(data)
+            found.append(moved)
+            end = moved.end
         return found
 
     def _publish(self, spool: BinaryIO, path: Path | None, index: Index) -> None:

@@ -99,7 +99,7 @@ class TarFolder(OutputFolder):
         for number in self._spools() if begun else ():
             with _left_over(self._spool(number)) as stream:
                 if stream is not None:
-                    yield from (entry.key for entry, _ in found_in(stream, self.coding.ending, self._is_ours))
+                    yield from (entry.key for entry in found_in(stream, self.coding.ending, self._is_ours))
 
     def _spool(self, number: int) -> Path:
         assert isinstance(self.path, Path)
