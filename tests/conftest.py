@@ -180,6 +180,15 @@ def start(fork_server, tmp_path):
     return lambda *args, **environment: fork_server.start(*args, cwd=tmp_path, **environment)
 
 
+@pytest.fixture
+def one_thread():
+    """As many as a process of ``start`` has: another number changes the last bits of a picture."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def object_server(tmp_path_factory):
     with ObjectServer(tmp_path_factory.mktemp("buckets")) as server:

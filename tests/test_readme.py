@@ -279,9 +279,10 @@ def shell(tmp_path, tiny_model):
 
 
 def check_fid(folder: Path) -> None:
+    from ddim_cli.evaluation.verified import Verified
     from ddim_cli.evaluation.verify import verify
 
-    assert verify(folder) == (6, ())
+    assert verify(folder) == Verified(images=6, problems=())
     assert sorted(p.name for p in folder.iterdir()) == ["000000", "grid.png", "run.json"]
 
 

@@ -51,13 +51,8 @@ SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name != "sample" else [])
 every_slowly = pytest.mark.parametrize("name", SLOW)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in processes of their own, whose pictures are compared with those made here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Pictures of processes of their own are compared with those made here.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

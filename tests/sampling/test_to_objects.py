@@ -216,6 +216,7 @@ def test_a_store_that_is_gone_for_a_moment_is_waited_for(sample, s3, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [(), TAR], ids=["files", "tar"])
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_process_leaves_whole_objects(start, sample, s3, tmp_path, tiny_model, kind):
     assert sample(to="here", kind=kind).exit_code == 0
     command = ("sample", "-m", tiny_model, *PLAN, "-n", 25, *kind, "-o", s3.url("bucket", "run"))
