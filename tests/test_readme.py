@@ -207,6 +207,7 @@ BEFORE = (
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_every_shell_example_runs(ddim, tiny_model, tmp_path):
     """In the README's order, in one folder; the long ones smaller."""
     make_ready(tmp_path, tiny_model)

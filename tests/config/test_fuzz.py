@@ -68,7 +68,7 @@ def run(args: list[str], capsys) -> tuple[int, str]:
     return end.value.code or 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 200), pytest.param(1, 3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("seed", "count"), [(0, 200), pytest.param(1, 1000, marks=pytest.mark.slow)])
 def test_no_config_gives_a_traceback(tiny_model, tmp_path, monkeypatch, capsys, seed, count):
     monkeypatch.chdir(tmp_path)
     run.command, draw = get_command(app), random.Random(seed)
