@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddim_cli.cli import console
 from ddim_cli.cli.panels import counted, duration, speed_text, steps_text
+from ddim_cli.interrupts import uninterrupted
 from ddim_cli.sampling.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ class RunProgress(Reporter):
         fields = self._fields(step)
         if self._bar is not None:
             update: dict[str, Any] = {"completed": self._units(step), **fields}
-            self._bar.update(self._task, **update)
+            with uninterrupted():
+                self._bar.update(self._task, **update)
         return fields
 
     def step(self, done: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from ddim_cli.errors import InterruptedRunError
+from ddim_cli.interrupts import interrupt
 
 
 def options_of(arguments: Sequence[str]) -> Sequence[str]:
@@ -73,7 +74,8 @@ def interruptible(at_once: Callable[[], None]) -> Iterator[None]:
         nonlocal stopping
         if not stopping:
             stopping = True
-            raise KeyboardInterrupt
+            interrupt()
+            return
         if number == signal.SIGINT:
             at_once()
             # Files are renamed into place whole, so there is nothing to tidy up.

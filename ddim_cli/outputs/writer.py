@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ddim_cli.errors import RunError
+from ddim_cli.interrupts import LONGEST_SLEEP, uninterrupted
 from ddim_cli.outputs.files import Place
 
 THREADS = 2
@@ -40,8 +41,11 @@ class BackgroundWriter:
     def submit(self, write: Callable[..., None], *args: Any) -> None:
         """Queue ``write(*args)``. Waits while the queue is full; raises RunError if a write failed."""
         self.check()
-        self._free.acquire()
-        self._pool.submit(self._run, write, args).add_done_callback(self._done)
+        while True:
+            with uninterrupted():
+                if self._free.acquire(timeout=LONGEST_SLEEP):
+                    self._pool.submit(self._run, write, args).add_done_callback(self._done)
+                    return
 
     def __enter__(self) -> BackgroundWriter:
         return self
@@ -49,7 +53,8 @@ class BackgroundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True)
+        with uninterrupted():
+            self._pool.shutdown(wait=True)
         self.check()
 
     def _run(self, write: Callable[..., None], args: tuple[Any, ...]) -> None:

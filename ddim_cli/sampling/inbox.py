@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from ddim_cli.errors import RunError
+from ddim_cli.interrupts import LONGEST_SLEEP, uninterrupted
 
 # No row of ours is longer; a stream without line ends is not to fill the memory.
 LONGEST_LINE = 2**20
@@ -25,10 +26,6 @@ class Line(NamedTuple):
 
     data: bytes | None
     came: float
-
-
-# Of the thread that takes lines, in seconds: a signal that another thread was given is seen when it wakes.
-LONGEST_SLEEP = 0.5
 
 
 class Inbox:
@@ -47,26 +44,29 @@ class Inbox:
     def take(self, until: float | None = None) -> Line | None:
         """The next line; None where there is none ``until`` then (`time.monotonic`; by default however long it takes),
         behind the last one, and after `wake`. Raises RunError where the stream cannot be read."""
-        with self._changed:
-            while not (self._lines or self._ended or self._woken):
+        while True:
+            with uninterrupted(), self._changed:
                 left = LONGEST_SLEEP if until is None else min(LONGEST_SLEEP, until - time.monotonic())
-                if left <= 0:
-                    break
+                if self._lines or self._ended or self._woken or left <= 0:
+                    return self._taken()
                 self._changed.wait(left)
-            self._woken = False
-            if self._lines:
-                line = self._lines.popleft()
-                self._bytes -= len(line.data or b"")
-                self._changed.notify_all()
-                return line
-            if self._failure is not None:
-                raise RunError(f"{self._label}: cannot be read: {self._failure.strerror or self._failure}")
-            return None
+
+    def _taken(self) -> Line | None:
+        """As `take`, of what there is now; called with the lock."""
+        self._woken = False
+        if self._lines:
+            line = self._lines.popleft()
+            self._bytes -= len(line.data or b"")
+            self._changed.notify_all()
+            return line
+        if self._failure is not None:
+            raise RunError(f"{self._label}: cannot be read: {self._failure.strerror or self._failure}")
+        return None
 
     @property
     def ended(self) -> bool:
         """Whether the last line has been taken."""
-        with self._changed:
+        with uninterrupted(), self._changed:
             return self._ended and not self._lines
 
     def wake(self) -> None:

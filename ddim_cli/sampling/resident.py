@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 from ddim_cli.config.job_file import JobFile, folded, job_of, name_of
 from ddim_cli.config.rows import Row, RowError, json_object, row_of
 from ddim_cli.errors import DdimError, InterruptedRunError, UsageError
+from ddim_cli.interrupts import LONGEST_SLEEP, interrupted_again, uninterrupted
 from ddim_cli.models.device import choose_device, choose_dtype
 from ddim_cli.outputs.files import File
 from ddim_cli.outputs.open_plan import Hashes, OpenPlan, opened
@@ -207,32 +208,36 @@ class Answers:
 
     def expect(self, name: str) -> None:
         """A picture of this name is being made."""
-        with self._changed:
+        with uninterrupted(), self._changed:
             self._to_come.add(folded(name))
 
     def awaits(self, name: str) -> bool:
         """Whether one of this name is, or of one that some file systems take for it."""
-        with self._changed:
+        with uninterrupted(), self._changed:
             return folded(name) in self._to_come
 
     def settle(self, name: str) -> None:
         """It is made, or never will be."""
-        with self._changed:
+        with uninterrupted(), self._changed:
             self._to_come.discard(folded(name))
             self._changed.notify_all()
 
     def wait(self, check: Callable[[], None]) -> None:
         """Wait until none is being made. ``check`` raises where that would be for ever."""
-        with self._changed:
-            while self._to_come:
-                check()
-                self._changed.wait(1.0)
+        while True:
+            with uninterrupted(), self._changed:
+                if self._to_come:
+                    self._changed.wait(LONGEST_SLEEP)
+                if not self._to_come:
+                    return
+            check()
 
     def refuse(self, says: Mapping[str, Any], text: str) -> None:
         """Answer with what is wrong. Raises UnheardError."""
-        with self._changed:
+        with uninterrupted(), self._changed:
             self.refused += 1
-            self._tell({**says, "error": text.replace("\n", "; ")})
+            with interrupted_again():
+                self._tell({**says, "error": text.replace("\n", "; ")})
 
     def give(self, request: Request, path: File, sidecar: Mapping[str, Any], present: bool) -> None:
         """Answer with a picture and its sidecar, which are on disk. Raises UnheardError."""
@@ -244,9 +249,10 @@ class Answers:
             "seconds": sidecar["timing"]["seconds"],
             "record": sidecar,
         }
-        with self._changed:
+        with uninterrupted(), self._changed:
             self.made, self.present = self.made + (not present), self.present + present
-            self._tell({**request.says, **facts})
+            with interrupted_again():
+                self._tell({**request.says, **facts})
 
 
 class Resident:
