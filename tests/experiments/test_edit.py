@@ -41,7 +41,9 @@ def of_text(ddim, tiny_text_model):
     return run
 
 
-@pytest.mark.parametrize("more", [(), ("--refine", 2), ("--order", 2)], ids=str)
+@pytest.mark.parametrize(
+    "more", [(), *(pytest.param(more, marks=pytest.mark.slow) for more in (("--refine", 2), ("--order", 2)))], ids=str
+)
 def test_an_edit_is_an_inversion_sampled_with_other_words(more, of_text, ddim, tiny_text_model):
     """As by ``ddim invert`` without guidance, and by ``ddim sample`` of its latent, guided to the other prompt."""
     found = of_text("--to", "b c", "--guidance-scale", 3, *more)

@@ -255,7 +255,9 @@ def test_refined_inversions_of_digits_return(ddim, tmp_path):
     assert ddim("invert", DIGITS / "2.png", "--steps", 20, "--refine", 2, "-o", "r").exit_code == 2
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "linspace", "logsnr"])
+@pytest.mark.parametrize(
+    "spacing", ["trailing", *(pytest.param(s, marks=pytest.mark.slow) for s in ("linspace", "logsnr"))]
+)
 def test_refining_never_harms_in_few_steps(spacing, ddim):
     """Grids that begin where next to nothing is signal, and whose steps are long."""
     for steps in (1, 3):

@@ -45,10 +45,18 @@ COMMANDS = {
     "inverted frames": (("interpolate", "--between", f"{DIGITS / '3.png'},{DIGITS / '4.png'}", "--frames", 3), 3,
                         "strip.png", "frame_001.json"),
 }  # fmt: skip
-every = pytest.mark.parametrize("name", COMMANDS)
-# What takes processes of their own, or runs twice: of one command here, of the others beside the slow tests.
-SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name != "sample" else []) for name in COMMANDS]
-every_slowly = pytest.mark.parametrize("name", SLOW)
+# One of each kind; the others are beside the slow tests, and so is all but one of what takes processes of its own.
+OFTEN = ("sample", "items", "interpolate", "trajectory", "invert", "prompts")
+
+
+def of_commands(*often):
+    """Parametrized by all commands, those that are not named slow."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=() if name in often else pytest.mark.slow) for name in COMMANDS]
+    )
+
+
+every, every_slowly = of_commands(*OFTEN), of_commands("sample")
 
 
 # Pictures of processes of their own are compared with those made here.

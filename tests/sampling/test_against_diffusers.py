@@ -35,7 +35,7 @@ def reference(directory, seeds, steps, eta, **step_settings):
     ).astype(int)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, *(pytest.param(eta, marks=pytest.mark.slow) for eta in (0.5, 1.0))])
 def test_the_bundled_model(ddim, bundled, tmp_path, eta):
     assert ddim("sample", "-n", 4, "--seed", 7, "--steps", 25, "--eta", eta, "-o", "out", "-q").exit_code == 0
     ours = np.stack([np.asarray(Image.open(tmp_path / "out" / f"{seed:06d}.png")) for seed in range(7, 11)]).astype(int)

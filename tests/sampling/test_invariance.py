@@ -16,7 +16,7 @@ def mnist():
     return load_model("mnist")
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("eta", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_batch_size_does_not_matter(mnist, eta):
     by_size = {b: pictures(mnist, num_images=16, steps=10, batch_size=b, eta=eta) for b in (1, 3, 16)}
     for batch_size, found in by_size.items():

@@ -26,7 +26,14 @@ SHAPES = [("sd1", "epsilon"), ("sd1", "v"), ("sd2", "epsilon"), ("sd2", "v")]
 
 
 @pytest.fixture(
-    scope="module", params=[("sd1", "epsilon"), ("sd1", "v"), ("sd2", "epsilon"), ("sd2", "v")], ids="-".join
+    scope="module",
+    params=[
+        ("sd1", "epsilon"),
+        pytest.param(("sd1", "v"), marks=pytest.mark.slow),
+        pytest.param(("sd2", "epsilon"), marks=pytest.mark.slow),
+        ("sd2", "v"),
+    ],
+    ids="-".join,
 )
 def text_pipeline(request, tmp_path_factory):
     shape, kind = request.param

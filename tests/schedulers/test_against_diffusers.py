@@ -265,7 +265,12 @@ def test_how_many_combinations_there_are():
     assert len({(*c[:2], str(c[2]), c[3]) for c in COMBINATIONS}) == len(COMBINATIONS) == 3456
 
 
-@pytest.mark.parametrize(("schedule", "spacing"), FAMILIES, ids=[" ".join(family) for family in FAMILIES])
+@pytest.mark.parametrize(
+    ("schedule", "spacing"),
+    # Every fourth of them here, the others beside the slow tests.
+    [pytest.param(*family, marks=pytest.mark.slow if i % 4 else ()) for i, family in enumerate(FAMILIES)],
+    ids=[" ".join(family) for family in FAMILIES],
+)
 def test_every_key(schedule, spacing):
     """A sixteenth of the 3,456 combinations: the same grid, and the same x and x0 at every step."""
     chosen = [(keys, steps) for *family, keys, steps in COMBINATIONS if family == [schedule, spacing]]
