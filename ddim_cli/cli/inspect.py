@@ -117,8 +117,7 @@ def inspect_shard(source: str, json: bool) -> None:
         return
     shown = {"shard": f"{panels.counted(len(sidecars), 'image')}, {facts['first']} to {facts['last']}"}
     shown["size"] = f"{facts['bytes']:,} bytes"
-    first = picture_rows(trace(sidecars[0]))
-    panels.show_table({**shown, **{f"{name}": value for name, value in first.items()}}, source, "cyan")
+    panels.show_table({**shown, **picture_rows(trace(sidecars[0]))}, source, "cyan")
 
 
 def inspect_picture(source: str, json: bool) -> None:

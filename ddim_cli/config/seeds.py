@@ -32,7 +32,7 @@ class Seeds(Sequence[int]):
         """These seeds, in the order in which they come."""
         if isinstance(seeds, Seeds):
             return seeds
-        return cls([seeds] if isinstance(seeds, range) else (range(a, b + 1) for a, b in _runs(seeds)))
+        return cls([seeds] if isinstance(seeds, range) else (range(a, b + 1) for a, b in runs(seeds)))
 
     @property
     def parts(self) -> tuple[range, ...]:
@@ -133,7 +133,7 @@ def _cut(part: range, seeds: Set[int]) -> Iterator[range]:
     yield part[start:]
 
 
-def _runs(seeds: Iterable[int]) -> Iterator[tuple[int, int]]:
+def runs(seeds: Iterable[int]) -> Iterator[tuple[int, int]]:
     """The first and the last of each run of consecutive numbers."""
     run: tuple[int, int] | None = None
     for seed in seeds:
@@ -199,7 +199,7 @@ def format_seeds(seeds: Iterable[int]) -> str:
     if isinstance(seeds, Seeds) and all(part.step == 1 for part in seeds.parts):
         spans: Iterable[tuple[int, int]] = sorted((part[0], part[-1]) for part in seeds.parts)
     else:
-        spans = _runs(sorted(seeds))
+        spans = runs(sorted(seeds))
     joined: list[tuple[int, int]] = []
     for first, last in spans:
         if joined and first == joined[-1][1] + 1:
@@ -211,4 +211,4 @@ def format_seeds(seeds: Iterable[int]) -> str:
 
 def in_order(seeds: Sequence[int]) -> str:
     """As `format_seeds`, in the order of the seeds: the inverse of `parse_seeds`."""
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in _runs(seeds))
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs(seeds))

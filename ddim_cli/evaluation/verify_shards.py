@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from ddim_cli.config.seeds import runs
 from ddim_cli.evaluation.pairs import check_bytes, check_sidecar, parsed
 from ddim_cli.evaluation.verified import Problem, Verified, check_grid
 from ddim_cli.outputs.files import sizes_in
@@ -175,12 +176,7 @@ def _named(keys: Sequence[str]) -> str:
     """Keys in words: runs of numbers as ranges, of others the first and the last."""
     if not all(key.isdecimal() for key in keys):
         return keys[0] if len(keys) == 1 else f"{len(keys):,} pictures from {keys[0]} to {keys[-1]}"
-    runs: list[tuple[int, int]] = []
-    for number in map(int, keys):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1] = runs[-1][0], number
-        else:
-            runs.append((number, number))
-    told = [key_of(a) if a == b else f"{key_of(a)} to {key_of(b)}" for a, b in runs[:MOST_RANGES]]
-    more = [f"and {len(runs) - MOST_RANGES:,} more"] if len(runs) > MOST_RANGES else []
+    found = list(runs(map(int, keys)))
+    told = [key_of(a) if a == b else f"{key_of(a)} to {key_of(b)}" for a, b in found[:MOST_RANGES]]
+    more = [f"and {len(found) - MOST_RANGES:,} more"] if len(found) > MOST_RANGES else []
     return ", ".join(told + more)

@@ -116,13 +116,7 @@ def execute(
     with tf32(job.run.config.runtime.tf32):
         if todo:
             todo = by_kind(todo, job.block)
-            job = job.fitted(reporter)
-            reporter.loading(job)
-            network, compiled = networks.load(job.use(len(todo)), reporter)
-            job = job.with_compiled(compiled)
-            denoiser = make_denoiser(job, product, network, reporter)
-            # Only now: what loading frees is not what steps need again.
-            keep_memory()
+            job, denoiser = load(job, product, len(todo), networks, reporter)
         job.folder.create()
         with product.claimed(job, overwrite, complete=not todo), job.folder.working():
             if anew:
@@ -135,6 +129,18 @@ def execute(
                 finally:
                     reporter.stopped()
             return conclude(job, product, made, time.perf_counter() - started, reporter)
+
+
+def load(job: Job, product: Product, images: int, networks: Networks, reporter: Reporter) -> tuple[Job, Denoiser]:
+    """The job as it will run, for so many ``images``, and what makes them. Raises as `Networks.load` and ModelError."""
+    job = job.fitted(reporter)
+    reporter.loading(job)
+    network, compiled = networks.load(job.use(images), reporter)
+    job = job.with_compiled(compiled)
+    denoiser = make_denoiser(job, product, network, reporter)
+    # Only now: what loading frees is not what steps need again.
+    keep_memory()
+    return job, denoiser
 
 
 def make_denoiser(job: Job, product: Product, network: SamplingNetwork, reporter: Reporter) -> Denoiser:

@@ -29,12 +29,11 @@ from ddim_cli.config.rows import Row, RowError, json_object, row_of
 from ddim_cli.errors import DdimError, InterruptedRunError, UsageError
 from ddim_cli.interrupts import LONGEST_SLEEP, interrupted_again, uninterrupted
 from ddim_cli.models.device import choose_device, choose_dtype
-from ddim_cli.outputs.files import File
+from ddim_cli.outputs.files import File, version_of
 from ddim_cli.outputs.open_plan import Hashes, OpenPlan, opened
 from ddim_cli.outputs.store import read_json, sidecar_of
 from ddim_cli.outputs.writer import BackgroundWriter, not_written
-from ddim_cli.sampling.executor import Summary, make_denoiser
-from ddim_cli.sampling.host import keep_memory
+from ddim_cli.sampling.executor import Summary, load
 from ddim_cli.sampling.inbox import LONGEST_LINE, Inbox, Line
 from ddim_cli.sampling.init import Init, read_init
 from ddim_cli.sampling.items import Item, Kind, Shape
@@ -161,7 +160,7 @@ class RowReader:
         order: int = 1,
     ) -> Init:
         """As `read_init`, once for rows that begin alike for as long as the files stay what they are."""
-        key = (picture, mask, strength, *map(_version, (picture, mask)))
+        key = (picture, mask, strength, version_of(picture), None if mask is None else version_of(mask))
         if key not in self._inits:
             self._inits[key] = read_init(timesteps, shape, picture, mask, strength, order)
             if len(self._inits) > KEPT_INITS:
@@ -186,15 +185,6 @@ def _id(value: Any) -> Any:
     except (ValueError, RecursionError):
         raise RowError(f"{ID} holds a number that is not finite, or too many lists in lists") from None
     return value
-
-
-def _version(path: Path | None) -> tuple[int, ...]:
-    """Another one for a file that has changed."""
-    try:
-        facts = path.stat() if path is not None else None
-    except (OSError, ValueError):
-        facts = None
-    return () if facts is None else (facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
 class Answers:
@@ -498,13 +488,9 @@ def serve(
         job.folder.check_settings(job.identity)
     job.folder.check_writable()
     with tf32(run.config.runtime.tf32):
-        job = job.fitted(reporter)
-        reporter.loading(job)
+        product = RowPictures()
         # How many images there will be, nobody knows: code that is kept is taken, and none is built for it.
-        network, compiled = Networks().load(job.use(1), reporter)
-        job, product = job.with_compiled(compiled), RowPictures()
-        denoiser = make_denoiser(job, product, network, reporter)
-        keep_memory()
+        job, denoiser = load(job, product, 1, Networks(), reporter)
         job.folder.create()
         if overwrite:
             job.folder.clear((), job.identity)
