@@ -4,20 +4,13 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from records import RECORD
 
 from ddim_cli.errors import UsageError
 from ddim_cli.evaluation.verify import verify
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.picture import encode_png
 from ddim_cli.outputs.sidecar import describe_picture, identity
-
-RECORD = {
-    "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0]},
-    "scheduler": {"beta_end": 0.02},
-    "model": {"sha256": "ab", "config_sha256": "cd"},
-    "runtime": {"dtype": "float32", "tf32": False, "batch_size": 3},
-    "config": {},
-}
 
 
 def fill(path, seeds, subdirs=False, record=RECORD):

@@ -50,13 +50,8 @@ def job(ddim, tiny_text_model, tmp_path):
     return run
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in processes of their own, whose pictures are compared with those made here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Pictures of processes of their own are compared with those made here.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Kills itself in the second batch of four, in its last step.

@@ -5,19 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from records import OTHER, RECORD
 
 from ddim_cli.errors import RunError, UsageError
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.sidecar import describe_picture, identity
-
-RECORD = {
-    "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0]},
-    "scheduler": {"beta_end": 0.02},
-    "model": {"sha256": "ab", "config_sha256": "cd"},
-    "runtime": {"dtype": "float32", "tf32": False, "batch_size": 3},
-    "config": {},
-}
-OTHER = {**RECORD, "sampling": {**RECORD["sampling"], "eta": 1.0}}
 
 
 def fill(path, seeds, record=RECORD, subdirs=False):

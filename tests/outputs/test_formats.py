@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from records import OTHER, RECORD
 
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.atomic import remove_leftovers
@@ -15,14 +16,6 @@ from ddim_cli.outputs.row_plan import RowPlan
 from ddim_cli.outputs.sidecar import describe_picture, identity, of_the_picture
 from ddim_cli.outputs.store import picture_of
 
-RECORD = {
-    "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0]},
-    "scheduler": {"beta_end": 0.02},
-    "model": {"sha256": "ab", "config_sha256": "cd"},
-    "runtime": {"dtype": "float32", "tf32": False, "batch_size": 3},
-    "config": {},
-}
-OTHER = {**RECORD, "sampling": {**RECORD["sampling"], "eta": 1.0}}
 PNG, WEBP, JPG = Encoding(), Encoding("webp"), Encoding("jpg", 90)
 
 

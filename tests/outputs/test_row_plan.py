@@ -3,22 +3,12 @@
 import json
 
 import pytest
+from records import OF_ROWS as RECORD
+from records import lines
 
 from ddim_cli.errors import UsageError
 from ddim_cli.outputs.folder import OutputFolder
 from ddim_cli.outputs.row_plan import RowPlan
-
-RECORD = {
-    "sampling": {"steps": 2, "eta": 0.0, "timesteps": [500, 0], "row": {}},
-    "scheduler": {"beta_end": 0.02},
-    "model": {"sha256": "ab", "config_sha256": "cd"},
-    "runtime": {"dtype": "float32", "tf32": False, "batch_size": 3},
-    "config": {},
-}
-
-
-def lines(*names, seed=1):
-    return [{"name": name, "seed": seed} for name in names]
 
 
 def claim(path, planned, record=RECORD, complete=False):

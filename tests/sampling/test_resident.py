@@ -24,14 +24,8 @@ from ddim_cli.sampling.reporter import Reporter
 from ddim_cli.sampling.resident import Source, UnheardError, serve
 from ddim_cli.sampling.resolve import resolve
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in processes of their own, whose pictures are compared with those made here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Pictures of processes of their own are compared with those made here.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Driver(io.RawIOBase):
